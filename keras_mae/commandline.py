@@ -1,0 +1,58 @@
+"""How every command ends: a user's mistake becomes one sentence on stderr and exit code 1, never a traceback.
+
+Other exceptions are faults of this software and keep their traceback. Imports neither Keras nor TensorFlow.
+"""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+
+from absl import app
+
+
+class CommandError(ValueError):
+    """A command was asked for something that it cannot do; the message says what is wrong and how to fix it."""
+
+
+@contextlib.contextmanager
+def user_mistakes() -> Iterator[None]:
+    """Marks the part of a command that only reads what the user gave: a ValueError there is the user's mistake."""
+    try:
+        yield
+    except ValueError as error:
+        raise CommandError(str(error)) from error
+
+
+def run(main: Callable[[list[str]], int], define_flags: Callable[[], None] | None = None) -> None:
+    """Defines and parses the flags, runs `main`, and exits with its code.
+
+    Args:
+        main: takes the command line's words that are not flags (the program first), returns the exit code.
+        define_flags: defines the command's flags; here and not at import, so that importing a command is harmless.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        # File names need not be valid text; printing one must not raise.
+        stream.reconfigure(errors="backslashreplace")
+    if define_flags is not None:
+        define_flags()
+    app.run(lambda argv: exit_code(main, argv))
+
+
+def exit_code(main: Callable[[list[str]], int], argv: list[str]) -> int:
+    """Runs `main(argv)` and turns what it raises into an exit code: 1 for a user's mistake, 130 for Ctrl-C."""
+    try:
+        if len(argv) > 1:
+            raise CommandError(f"unexpected argument {argv[1]!r}; options are written --name=value, see --help")
+        return main(argv)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
+    except (CommandError, OSError) as error:
+        print(f"ERROR: {_sentence(error)}", file=sys.stderr)
+        return 1
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error)

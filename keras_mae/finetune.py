@@ -1,0 +1,119 @@
+"""Fine-tunes a pre-trained encoder end to end as a classifier, or trains the same ViT from scratch.
+
+python -m keras_mae.finetune --recipe=vit_base --encoder=runs/base/export --data=SHARDS --run_dir=runs/base-finetuned
+
+`--encoder` takes `encoder.keras`, a `saved_model` folder, or the export folder that holds both. Every field of the
+recipe is a flag. The same command again goes on where the run stopped. Ends with RUN_DIR/export/classifier.keras and
+RUN_DIR/export/saved_model.
+"""
+
+import hashlib
+
+import numpy as np
+from absl import flags
+
+import pipeline
+from keras_mae import commandline, recipes
+from keras_mae.run_flags import define_run_flags, open_data, run_options
+
+FLAGS = flags.FLAGS
+
+
+def open_encoder(path, recipe, policy="float32"):
+    """The saved encoder, without its final norm and with the recipe's drop path.
+
+    Raises:
+        ValueError: there is no such model, or its structure is not the recipe's; names field and values.
+    """
+    from keras_mae.training.saved_model import load_encoder
+
+    encoder = load_encoder(path, final_norm=False, drop_path_rate=recipe.drop_path_rate, dtype=policy)
+    wanted = new_encoder(recipe, policy)
+    differences = [
+        f"{name} is {getattr(encoder, name)}, the recipe has {getattr(wanted, name)}"
+        for name in recipes.structure(recipe)
+        if getattr(encoder, name) != getattr(wanted, name)
+    ]
+    if differences:
+        raise ValueError(f"The encoder at {path} does not fit: {'; '.join(differences)}. Set the flags of these names.")
+    return encoder
+
+
+def new_encoder(recipe, policy="float32"):
+    """The recipe's ViT with new weights."""
+    from keras_mae.models import VisionTransformer
+
+    return VisionTransformer(
+        **recipes.structure(recipe), final_norm=False, drop_path_rate=recipe.drop_path_rate, dtype=policy
+    )
+
+
+def fingerprint(encoder):
+    """sha256 over all weights: tells the run folder which encoder the run began with."""
+    digest = hashlib.sha256()
+    for weight in encoder.weights:
+        digest.update(np.asarray(weight).tobytes())
+    return digest.hexdigest()
+
+
+def build_optimizer(model, schedule, recipe):
+    """AdamW with layer-wise decay; class token and positions are not decayed."""
+    from keras_mae.training.optimizers import AdamW, layer_decay_scales
+
+    return AdamW(
+        schedule,
+        weight_decay=recipe.weight_decay,
+        beta_1=recipe.beta_1,
+        beta_2=recipe.beta_2,
+        no_decay=("class_token", "position_embedding/table"),
+        learning_rate_scales=layer_decay_scales(model, recipe.layer_decay),
+    )
+
+
+def main(argv):
+    from keras_mae.models import Classifier
+    from keras_mae.training.run import Task, run, start_devices
+    from keras_mae.training.saved_model import export
+
+    with commandline.user_mistakes():
+        if (FLAGS.encoder is None) != FLAGS.from_scratch:
+            raise ValueError(
+                "Give either --encoder=PATH, or --from_scratch to train without pre-training. "
+                f"Received: encoder={FLAGS.encoder}, from_scratch={FLAGS.from_scratch}"
+            )
+        recipe = recipes.recipe_from_flags(recipes.FINETUNE_RECIPES, FLAGS)
+        options = run_options(FLAGS)
+        strategy = start_devices(options, recipe)
+        path = FLAGS.encoder
+        begins_with = fingerprint(open_encoder(path, recipe)) if path else "scratch"
+        data = open_data(FLAGS, recipe, view="train", noise={"drop_noise": 2 * recipe.depth})
+        data.identity["encoder"] = begins_with
+        num_classes = len(pipeline.load_manifest(FLAGS.data).classes)
+
+    def build_model(policy):
+        encoder = open_encoder(path, recipe, policy) if path else new_encoder(recipe, policy)
+        return Classifier(encoder, num_classes, label_smoothing=recipe.label_smoothing)
+
+    task = Task(
+        command="finetune",
+        build_model=build_model,
+        build_optimizer=lambda model, schedule: build_optimizer(model, schedule, recipe),
+        export=export,
+    )
+    run(task, recipe, data, options, strategy)
+    return 0
+
+
+def define_flags():
+    recipes.define_recipe_flags(recipes.FINETUNE_RECIPES)
+    define_run_flags()
+    flags.DEFINE_string("encoder", None, "Pre-trained encoder: .keras file, SavedModel folder or export folder.")
+    flags.DEFINE_boolean("from_scratch", False, "Train the recipe's ViT from new weights instead of an encoder.")
+
+
+def entry_point():
+    commandline.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    entry_point()

@@ -1,0 +1,72 @@
+"""The pre-norm Transformer block of the ViT, used by encoder and decoder."""
+
+import keras
+
+from keras_mae.layers.attention import SelfAttention
+from keras_mae.layers.drop_path import DropPath
+
+LAYER_NORM_EPSILON = 1e-6  # the reference's; Keras' default is 1e-3
+
+
+@keras.saving.register_keras_serializable(package="keras_mae")
+class TransformerBlock(keras.layers.Layer):
+    """x + attention(norm(x)), then x + mlp(norm(x)); exact (erf) GELU.
+
+    Args:
+        num_heads: number of attention heads.
+        mlp_ratio: width of the MLP's hidden layer over the width of the tokens.
+        drop_path_rate: share of the samples for which a residual branch is dropped in training; attention and MLP
+            draw separately.
+
+    Call arguments:
+        x: tokens.
+        drop_noise: (batch, 2) uniform numbers for the two branches, optional (see `DropPath`).
+        training: whether drop path is active.
+
+    Input shape:
+        (batch, num_tokens, embed_dim)
+
+    Output shape:
+        The input's shape.
+    """
+
+    def __init__(self, num_heads, mlp_ratio=4.0, drop_path_rate=0.0, **kwargs):
+        # Without autocast the noise of drop path keeps its float32 digits under mixed precision.
+        super().__init__(autocast=False, **kwargs)
+        self.num_heads = num_heads
+        self.mlp_ratio = mlp_ratio
+        self.drop_path_rate = drop_path_rate
+
+    def build(self, input_shape):
+        dim = input_shape[-1]
+        hidden_dim = int(dim * self.mlp_ratio)
+        policy = {"dtype": self.dtype_policy}
+        self.norm1 = keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="norm1", **policy)
+        self.attention = SelfAttention(self.num_heads, name="attention", **policy)
+        self.norm2 = keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="norm2", **policy)
+        self.mlp_hidden = keras.layers.Dense(hidden_dim, name="mlp_hidden", **policy)
+        self.mlp_output = keras.layers.Dense(dim, name="mlp_output", **policy)
+        self.drop_path = DropPath(self.drop_path_rate, name="drop_path", **policy)
+        for layer in (self.norm1, self.attention, self.norm2, self.mlp_hidden):
+            layer.build(input_shape)
+        self.mlp_output.build((*input_shape[:-1], hidden_dim))
+
+    def call(self, x, drop_noise=None, training=False):
+        x = keras.ops.cast(x, self.compute_dtype)
+        attention_noise, mlp_noise = (
+            (None, None) if drop_noise is None else (drop_noise[:, 0], drop_noise[:, 1])
+        )
+        x = x + self.drop_path(self.attention(self.norm1(x)), noise=attention_noise, training=training)
+        hidden = keras.ops.gelu(self.mlp_hidden(self.norm2(x)), approximate=False)  # (B, L, mlp_ratio * D)
+        return x + self.drop_path(self.mlp_output(hidden), noise=mlp_noise, training=training)  # (B, L, D)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "num_heads": self.num_heads,
+            "mlp_ratio": self.mlp_ratio,
+            "drop_path_rate": self.drop_path_rate,
+        }

@@ -1,0 +1,1 @@
+"""Training with `model.fit`: devices, optimizer, schedule, checkpoints, logs and saved models (TensorFlow)."""

@@ -1,0 +1,205 @@
+"""What happens around the steps of `fit`: progress, logs, evaluation, checkpoints."""
+
+import math
+import pathlib
+import sys
+import time
+from collections.abc import Callable
+
+import keras
+import tensorflow as tf
+
+from keras_mae.training.checkpoints import Checkpoints
+from keras_mae.training.metrics_log import append_row
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite: training stops, the last checkpoint stays as it was."""
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Counts steps of the whole run (from 1), resumed ones included.
+
+    Args:
+        start_step: steps done before this `fit`.
+        total_steps: steps of the whole run.
+    """
+
+    def __init__(self, start_step: int, total_steps: int):
+        super().__init__()
+        self.step = start_step
+        self.total_steps = total_steps
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.step += 1
+        self.after_step(logs)
+
+    def is_due(self, every: int) -> bool:
+        """True at each multiple of `every`, and at the run's last step."""
+        return self.step % every == 0 or self.step == self.total_steps
+
+    def after_step(self, logs):
+        raise TypeError("A StepCallback defines after_step.")
+
+
+class StepLog(StepCallback):
+    """Writes the step's own loss to `metrics.jsonl` and TensorBoard, and shows progress.
+
+    Args:
+        run_dir: where `metrics.jsonl` lies.
+        writer: of TensorBoard.
+        every: steps between rows.
+        batch_size: global batch, for images/s.
+        samples: of the training split, for the epoch.
+    """
+
+    def __init__(self, start_step, total_steps, *, run_dir: pathlib.Path, writer, every, batch_size, samples):
+        super().__init__(start_step, total_steps)
+        self.path = run_dir / "metrics.jsonl"
+        self.writer = writer
+        self.every = every
+        self.batch_size = batch_size
+        self.samples = samples
+        self.progress = Progress(total_steps)
+
+    def on_train_begin(self, logs=None):
+        self.last_row = (time.monotonic(), self.step)
+
+    def after_step(self, logs):
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise NonFiniteLossError(
+                f"The loss of step {self.step} is {loss}. Try a smaller base_learning_rate, a longer warmup, or "
+                "precision=float32. The last checkpoint is untouched."
+            )
+        now = time.monotonic()
+        elapsed, steps = now - self.last_row[0], self.step - self.last_row[1]
+        images_per_second = steps * self.batch_size / max(elapsed, 1e-9)
+        if self.is_due(self.every):
+            row = {
+                "step": self.step,
+                "epoch": self.step * self.batch_size / self.samples,
+                "loss": loss,
+                "learning_rate": float(self.model.optimizer.learning_rate),
+                "images_per_second": round(images_per_second, 2),
+            }
+            append_row(self.path, row)
+            with self.writer.as_default(step=self.step):
+                for name in ("loss", "learning_rate", "images_per_second"):
+                    tf.summary.scalar(name, row[name])
+            self.last_row = (now, self.step)
+        self.progress.show(self.step, f"loss {loss:.4f}  {self.batch_size * self.progress.rate:.1f} images/s")
+
+    def on_train_end(self, logs=None):
+        self.progress.close()
+
+
+class Progress:
+    """A line with step, ETA and figures: rewritten in place on a terminal, every 15 s elsewhere.
+
+    Args:
+        total_steps: steps of the whole run.
+    """
+
+    def __init__(self, total_steps: int):
+        self.total_steps = total_steps
+        self.terminal = sys.stderr.isatty()
+        self.interval = 0.2 if self.terminal else 15.0
+        self.shown = 0.0
+        self.first = None
+        self.rate = 0.0
+
+    def show(self, step: int, text: str) -> None:
+        """Shows the line if it is time to. The first step of the process, which compiles, does not count."""
+        now = time.monotonic()
+        if self.first is None:
+            self.first = (now, step)
+        self.rate = (step - self.first[1]) / max(now - self.first[0], 1e-9)
+        if now - self.shown < self.interval and step < self.total_steps:
+            return
+        self.shown = now
+        seconds = (self.total_steps - step) / self.rate if self.rate else math.inf
+        eta = "?" if math.isinf(seconds) else f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
+        line = f"step {step}/{self.total_steps}  {text}  ETA {eta}"
+        sys.stderr.write(f"\r{line:<79}" if self.terminal else line + "\n")
+        sys.stderr.flush()
+
+    def close(self) -> None:
+        """Ends the line on a terminal."""
+        if self.terminal:
+            sys.stderr.write("\n")
+
+
+class Evaluation(StepCallback):
+    """Runs `evaluate` every so many steps and logs its numbers as `val_...`.
+
+    Args:
+        run_dir: where `metrics.jsonl` lies.
+        writer: of TensorBoard.
+        every: steps between evaluations; one follows the last step too.
+        evaluate: gives name -> number.
+    """
+
+    def __init__(
+        self, start_step, total_steps, *, run_dir: pathlib.Path, writer, every, evaluate: Callable[[], dict]
+    ):
+        super().__init__(start_step, total_steps)
+        self.path = run_dir / "metrics.jsonl"
+        self.writer = writer
+        self.every = every
+        self.evaluate = evaluate
+
+    def after_step(self, logs):
+        if not self.is_due(self.every):
+            return
+        results = {f"val_{name}": value for name, value in self.evaluate().items() if name != "samples"}
+        append_row(self.path, {"step": self.step, **results})
+        with self.writer.as_default(step=self.step):
+            for name, value in results.items():
+                tf.summary.scalar(name, value)
+
+
+class Images(StepCallback):
+    """Writes images to TensorBoard every so many steps.
+
+    Args:
+        writer: of TensorBoard.
+        every: steps between pictures.
+        draw: gives name -> uint8 images (count, height, width, channels).
+    """
+
+    def __init__(self, start_step, total_steps, *, writer, every, draw: Callable[[], dict]):
+        super().__init__(start_step, total_steps)
+        self.writer = writer
+        self.every = every
+        self.draw = draw
+
+    def after_step(self, logs):
+        if self.is_due(self.every):
+            with self.writer.as_default(step=self.step):
+                for name, images in self.draw().items():
+                    tf.summary.image(name, images, max_outputs=len(images))
+
+
+class Checkpointing(StepCallback):
+    """Saves a checkpoint every so many steps and at the end. Stands last in the list, after all logs of its step.
+
+    Args:
+        checkpoints: where to.
+        every: steps between checkpoints.
+        variables: gives all variables to save.
+        state: step -> what else to save.
+    """
+
+    def __init__(
+        self, start_step, total_steps, *, checkpoints: Checkpoints, every, variables: list, state: Callable[[int], dict]
+    ):
+        super().__init__(start_step, total_steps)
+        self.checkpoints = checkpoints
+        self.every = every
+        self.variables = variables
+        self.state = state
+
+    def after_step(self, logs):
+        if self.is_due(self.every):
+            self.checkpoints.save(self.step, self.variables, self.state(self.step))

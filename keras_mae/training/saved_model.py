@@ -1,0 +1,223 @@
+"""SavedModels that transfer: written with their structure beside the weights, and read back in every way.
+
+A SavedModel of plain TensorFlow keeps functions and variables but no layers. Ours carries the Keras configuration
+and the order of its variables in `assets.extra/keras_mae.json`, so that `load_model` can rebuild the encoder with its
+blocks (layer-wise decay needs them).
+"""
+
+import json
+import os
+import pathlib
+import shutil
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
+
+STRUCTURE = pathlib.Path("assets.extra", "keras_mae.json")
+
+
+class SavedModelError(ValueError):
+    """Not a model this project can load, or one that does not fit."""
+
+
+def export(model, folder: str | os.PathLike) -> None:
+    """Writes `NAME.keras` and `saved_model/` as a whole: the folder appears under its name when all is written.
+
+    Weights are float32 whatever the precision of training. NAME is "encoder" or "classifier".
+
+    Args:
+        model: a `VisionTransformer` or a `Classifier`.
+        folder: an older export there is replaced.
+    """
+    folder = pathlib.Path(folder)
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    model = float32_copy(model)
+    model.save(partial / f"{model.name}.keras")
+    write_saved_model(model, partial / "saved_model")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(partial, folder)
+
+
+def float32_copy(model):
+    """The same model with the same weights, of policy float32."""
+    copy = type(model).from_config(_with_dtype(model.get_config(), "float32"))
+    copy.build()
+    copy_weights(model, copy)
+    return copy
+
+
+def write_saved_model(model, folder: pathlib.Path) -> None:
+    """Writes a SavedModel with signature `features` (and `classify` for a classifier) of one uint8 input `image`.
+
+    `features` gives `class_token` (batch, D), `patch_mean` (batch, D) and `tokens` (batch, 1 + num_patches, D);
+    `classify` gives `logits` and `probabilities` (batch, num_classes). All are differentiable.
+    """
+    encoder = model.encoder if isinstance(model, Classifier) else model
+    spec = tf.TensorSpec((None, *encoder.image_size, encoder.channels), tf.uint8, name="image")
+
+    def features(image):
+        tokens = encoder(image, training=False)  # (B, N+1, D)
+        return {
+            "class_token": tokens[:, 0],
+            "patch_mean": tf.reduce_mean(tokens[:, 1:], axis=1),
+            "tokens": tokens,
+        }
+
+    def classify(image):
+        logits = model(image, training=False)  # (B, num_classes)
+        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
+
+    archive = keras.export.ExportArchive()
+    archive.track(model)
+    archive.add_endpoint("features", features, input_signature=[spec])
+    if isinstance(model, Classifier):
+        archive.add_endpoint("classify", classify, input_signature=[spec])
+    archive.write_out(str(folder), verbose=False)
+    structure = {
+        "model": keras.saving.serialize_keras_object(model),
+        "variables": [v.path for v in model.variables],
+    }
+    path = folder / STRUCTURE
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(structure, indent=1) + "\n")
+
+
+def load_model(path: str | os.PathLike):
+    """A `VisionTransformer`, `MaskedAutoencoder` or `Classifier` from `.keras` or from our SavedModel folder.
+
+    Args:
+        path: a `.keras` file, a `saved_model` folder, or an `export` folder that holds them.
+
+    Raises:
+        SavedModelError: there is no such model, or it is not one of ours.
+    """
+    path = pathlib.Path(path)
+    if path.is_dir() and not (path / "saved_model.pb").exists():
+        found = sorted([*path.glob("*.keras"), *path.glob("export/*.keras")])
+        if len(found) != 1:
+            raise SavedModelError(
+                f"Expected a .keras file, a SavedModel folder, or a run's export folder. Received: {path}, which "
+                f"holds {len(found)} .keras files."
+            )
+        path = found[0]
+    if not path.exists():
+        raise SavedModelError(f"There is no model at {path}.")
+    model = _load_saved_model(path) if path.is_dir() else _load_keras(path)
+    if not isinstance(model, VisionTransformer | MaskedAutoencoder | Classifier):
+        raise SavedModelError(f"{path} holds a {type(model).__name__}, not a model of keras_mae.")
+    return model
+
+
+def load_encoder(path: str | os.PathLike, **overrides) -> VisionTransformer:
+    """The encoder of a saved model, with its weights.
+
+    Args:
+        path: as `load_model` takes it.
+        **overrides: arguments of `VisionTransformer` to change (`drop_path_rate`, `dtype`, `final_norm=False` to
+            drop the final norm).
+
+    Raises:
+        SavedModelError: there is no such model.
+    """
+    model = load_model(path)
+    encoder = model if isinstance(model, VisionTransformer) else model.encoder
+    dtype = overrides.pop("dtype", "float32")
+    copy = VisionTransformer.from_config(_with_dtype({**encoder.get_config(), **overrides}, dtype))
+    copy.build()
+    copy_weights(encoder, copy, ignore=() if copy.final_norm else ("norm/gamma", "norm/beta"))
+    return copy
+
+
+def named_weights(model) -> dict:
+    """Weights by path relative to the model: "block_0/norm1/gamma"."""
+    return {v.path.split(f"{model.name}/", 1)[1]: v for v in model.weights}
+
+
+def copy_weights(source, target, ignore=()) -> None:
+    """Copies all weights from one model to another of the same structure.
+
+    Args:
+        source: model to read.
+        target: model to write.
+        ignore: relative paths of the source that the target does without.
+
+    Raises:
+        SavedModelError: a weight is missing on either side, or has another shape.
+    """
+    given, wanted = named_weights(source), named_weights(target)
+    given = {name: v for name, v in given.items() if name in wanted or name not in ignore}
+    if set(given) != set(wanted):
+        raise SavedModelError(f"Weights on one side only: {sorted(set(given) ^ set(wanted))[:8]}")
+    for name, variable in wanted.items():
+        if tuple(variable.shape) != tuple(given[name].shape):
+            raise SavedModelError(
+                f"{name} has another shape. Expected: {tuple(variable.shape)}. Received: {tuple(given[name].shape)}"
+            )
+        variable.assign(np.asarray(given[name]))
+
+
+class SavedModelLayer(keras.layers.TFSMLayer):
+    """A SavedModel as a trainable Keras layer.
+
+    `keras.layers.TFSMLayer` keeps variable names such as `kernel:0`, from which Keras optimizers with slots (Adam)
+    cannot make names of their own; here the names lose the colon. In a model give it a `keras.Input` of dtype uint8.
+
+    Args:
+        filepath: the SavedModel folder.
+        call_endpoint: endpoint to call, "features" or "classify".
+        trainable: whether its variables train.
+    """
+
+    def __init__(self, filepath, call_endpoint="features", trainable=True, name=None, dtype=None):
+        super().__init__(str(filepath), call_endpoint=call_endpoint, trainable=trainable, name=name, dtype=dtype)
+
+    def _add_existing_weight(self, weight):
+        variable = keras.Variable(
+            initializer=weight,
+            shape=weight.shape,
+            trainable=weight.trainable,
+            dtype=weight.dtype,
+            name=weight.name.replace("/", "_").replace(":", "_"),
+        )
+        self._track_variable(variable)
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("call_training_endpoint")
+        return config
+
+
+def _load_keras(path: pathlib.Path):
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except (ValueError, OSError, TypeError) as error:
+        raise SavedModelError(f"{path} cannot be loaded as a Keras model: {error}") from error
+
+
+def _load_saved_model(folder: pathlib.Path):
+    if not (folder / STRUCTURE).exists():
+        raise SavedModelError(
+            f"{folder} is a SavedModel without {STRUCTURE}: it was not written by keras_mae, or it was copied in part."
+        )
+    structure = json.loads((folder / STRUCTURE).read_text())
+    model = keras.saving.deserialize_keras_object(structure["model"])
+    model.build()
+    loaded = tf.saved_model.load(str(folder)).variables
+    arrays = dict(zip(structure["variables"], loaded, strict=True))
+    for v in model.variables:
+        v.assign(arrays[v.path])
+    return model
+
+
+def _with_dtype(config: dict, dtype) -> dict:
+    """The configuration with another dtype policy, in the model and in an encoder inside it."""
+    config = {**config, "dtype": dtype}
+    if "encoder" in config:
+        inner = config["encoder"]
+        config["encoder"] = {**inner, "config": _with_dtype(inner["config"], dtype)}
+    return config

@@ -1,0 +1,89 @@
+"""What `fit` runs each step, and weighted evaluation, under any tf.distribute strategy.
+
+Keras' own `train_step` reports the running mean of an epoch and weighs a batch by its size, padding included. Here a
+step reports its own loss over the global batch, and an evaluation weighs samples.
+"""
+
+from collections.abc import Iterable
+
+import keras
+import tensorflow as tf
+
+
+class Trainer(keras.Model):
+    """Trains `model` with `fit`; holds no weights of its own.
+
+    Args:
+        model: a built `MaskedAutoencoder` or `Classifier`: `compute_loss` and `sample_metrics` are what is used.
+        xla: compile forward and backward pass with XLA. Faster in float32, and on CPUs the only way to repeat a step
+            bit for bit: TensorFlow's AddN reuses whichever input buffer is free first, so a sum of three gradients
+            depends on timing, deterministic ops or not. Not for several logical devices of one CPU.
+    """
+
+    def __init__(self, model, xla=False, **kwargs):
+        super().__init__(autocast=False, **kwargs)
+        self.model = model
+        self.built = True
+        self._forward_backward = tf.function(self._loss_and_gradients, jit_compile=True) if xla else None
+
+    def call(self, features, training=False):
+        return self.model(features, training=training)
+
+    def train_step(self, data):
+        """One update; returns the loss of this replica's slice, which Keras averages over the replicas."""
+        features, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
+        forward_backward = self._forward_backward or self._loss_and_gradients
+        loss, gradients = forward_backward(features, labels, weights)
+        self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
+        return {"loss": loss}
+
+    def _loss_and_gradients(self, features, labels, weights):
+        with tf.GradientTape() as tape:
+            outputs = self.model(features, training=True)
+            loss = self.model.compute_loss(features, labels, outputs, weights, training=True)
+            # Slices are of equal size and the optimizer sums gradients over replicas.
+            scaled_loss = self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
+        return loss, tape.gradient(scaled_loss, self.model.trainable_variables)
+
+    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
+        """Nothing: the model is built already, and the symbolic build would read (and lose) a first batch."""
+
+
+def weighted_means(model, dataset: Iterable, strategy: tf.distribute.Strategy | None = None) -> dict[str, float]:
+    """Weighted means over an evaluation set of `model.sample_metrics`.
+
+    Args:
+        model: a `MaskedAutoencoder` or `Classifier`.
+        dataset: batches (features, labels, weights); weight 0 marks padding.
+        strategy: the batches are split over its replicas.
+
+    Returns:
+        Name -> mean; `samples` holds the sum of the weights.
+    """
+    strategy = strategy or tf.distribute.get_strategy()
+    sums: dict[str, float] = {}
+    evaluate = _evaluate_function(model, strategy)
+    for batch in strategy.experimental_distribute_dataset(dataset):
+        for name, value in evaluate(batch).items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    if not sums.get("samples"):
+        raise ValueError("The evaluation set is empty: no sample of weight above 0.")
+    return {name: value if name == "samples" else value / sums["samples"] for name, value in sums.items()}
+
+
+def _evaluate_function(model, strategy):
+    """The compiled evaluation step, kept with the model: tracing it anew for each evaluation takes seconds."""
+    if getattr(model, "_evaluate_function", None) is None:
+
+        def evaluate_replica(features, labels, weights):
+            metrics = model.sample_metrics(features, labels, model(features, training=False))
+            sums = {name: tf.reduce_sum(values * weights) for name, values in metrics.items()}
+            return {**sums, "samples": tf.reduce_sum(weights)}
+
+        @tf.function(reduce_retracing=True)
+        def evaluate(batch):
+            outputs = strategy.run(evaluate_replica, args=batch)
+            return {name: strategy.reduce("SUM", value, axis=None) for name, value in outputs.items()}
+
+        model._evaluate_function = evaluate
+    return model._evaluate_function

@@ -1,0 +1,95 @@
+"""Encoded bytes to pixels: JPEG, PNG and WebP, whole or only a crop of them.
+
+The format is read from the first bytes, never from a file name: ImageNet holds a PNG called `.JPEG`, on which
+TensorFlow's JPEG operations that look at a part of the file fail.
+
+JPEG is decoded with the accurate DCT and smooth chroma upsampling, as Pillow does (TensorFlow's default is
+the fast DCT). Transparency is dropped, 16-bit PNGs become 8-bit, CMYK becomes RGB. What TensorFlow cannot do
+raises: a CMYK JPEG as one channel.
+"""
+
+import tensorflow as tf
+
+_JPEG = {"fancy_upscaling": True, "dct_method": "INTEGER_ACCURATE"}
+
+
+def is_jpeg(encoded):
+    return tf.equal(tf.strings.substr(encoded, 0, 3), b"\xff\xd8\xff")
+
+
+def is_png(encoded):
+    return tf.equal(tf.strings.substr(encoded, 0, 8), b"\x89PNG\r\n\x1a\n")
+
+
+def is_webp(encoded):
+    # RIFF, four bytes of length, WEBP. Padding makes shorter strings safe to cut.
+    head = tf.strings.substr(tf.strings.join([encoded, b"\0" * 12]), 0, 12)
+    return tf.logical_and(
+        tf.equal(tf.strings.substr(head, 0, 4), b"RIFF"), tf.equal(tf.strings.substr(head, 8, 4), b"WEBP")
+    )
+
+
+def decode_image(encoded, channels: int):
+    """Decodes a whole image.
+
+    Args:
+        encoded: string scalar.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 (H, W, channels).
+
+    Raises:
+        tf.errors.InvalidArgumentError: not a JPEG, PNG or WebP, or a damaged one.
+    """
+    return tf.cond(
+        is_jpeg(encoded),
+        lambda: tf.io.decode_jpeg(encoded, channels=channels, **_JPEG),
+        lambda: _decode_other(encoded, channels),
+    )
+
+
+def decode_crop(encoded, choose_box, channels: int):
+    """Decodes a crop of an image; of a JPEG, only that part of it.
+
+    Args:
+        encoded: string scalar.
+        choose_box: function from (height, width), int32 scalars, to a box: int32 (4,), (top, left, height,
+            width) in pixels, inside the image.
+        channels: 1 (grey) or 3 (RGB).
+
+    Returns:
+        uint8 (box height, box width, channels).
+
+    Raises:
+        tf.errors.InvalidArgumentError: not a JPEG, PNG or WebP, or a damaged one.
+    """
+
+    def crop_jpeg():
+        shape = tf.image.extract_jpeg_shape(encoded)
+        return tf.image.decode_and_crop_jpeg(
+            encoded, choose_box(shape[0], shape[1]), channels=channels, **_JPEG
+        )
+
+    def crop_other():
+        image = _decode_other(encoded, channels)
+        shape = tf.shape(image)
+        box = choose_box(shape[0], shape[1])
+        return tf.slice(image, [box[0], box[1], 0], [box[2], box[3], channels])
+
+    return tf.cond(is_jpeg(encoded), crop_jpeg, crop_other)
+
+
+def _decode_other(encoded, channels: int):
+    # decode_png raises on what is neither.
+    return tf.cond(
+        is_webp(encoded),
+        lambda: _decode_webp(encoded, channels),
+        lambda: tf.io.decode_png(encoded, channels=channels),
+    )
+
+
+def _decode_webp(encoded, channels: int):
+    # Asked for 3 channels, the operation refuses images with transparency; asked for what is there, never.
+    image = tf.io.decode_webp(encoded, channels=0)[0, :, :, :3]  # (H, W, 3), first frame
+    return tf.image.rgb_to_grayscale(image) if channels == 1 else image

@@ -1,0 +1,28 @@
+"""Makes tests stricter than use: fixed seeds, CPU, and a warning that our own packages raise is an error."""
+
+import os
+import random
+import sys
+
+import numpy as np
+import pytest
+
+OUR_WARNINGS_ARE_ERRORS = r"error:::(keras_mae|pipeline|tools)(\.|$)"
+
+
+def pytest_configure(config):
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if config.getoption("markexpr") != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    config.addinivalue_line("filterwarnings", OUR_WARNINGS_ARE_ERRORS)
+    # Keras 3.15 reading its own variables with NumPy 2
+    config.addinivalue_line("filterwarnings", r"ignore:__array__ implementation:DeprecationWarning:keras\.")
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    random.seed(0)
+    np.random.seed(0)
+    if "keras" in sys.modules:  # tests of tools that do without TensorFlow stay fast when run alone
+        sys.modules["keras"].utils.set_random_seed(0)

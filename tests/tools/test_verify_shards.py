@@ -1,0 +1,117 @@
+"""verify_shards finds each kind of damage and names the file."""
+
+import dataclasses
+import hashlib
+
+import pytest
+
+from pipeline.manifest import ManifestError, load_manifest, write_manifest
+from pipeline.sources import FolderSource
+from tools.make_shards import make_shards
+from tools.verify_shards import verify_shards
+
+
+@pytest.fixture
+def shards(images, tmp_path):
+    make_shards(FolderSource(images), tmp_path / "out", shard_mb=0.07, workers=1, log=lambda line: None)
+    return tmp_path / "out"
+
+
+def change_bytes(path, old, new):
+    data = path.read_bytes()
+    assert data.count(old) >= 1 and len(old) == len(new)
+    path.write_bytes(data.replace(old, new, 1))
+
+
+def update_hashes(root):
+    # Makes the manifest agree with the tars as they are now.
+    shard_set = load_manifest(root)
+    for name, split in shard_set.splits.items():
+        changed = tuple(
+            dataclasses.replace(shard, sha256=hashlib.sha256((root / shard.file).read_bytes()).hexdigest())
+            for shard in split.shards
+        )
+        shard_set.splits[name] = dataclasses.replace(split, shards=changed)
+    write_manifest(shard_set)
+
+
+def output_of(shards, capsys):
+    return verify_shards(shards), capsys.readouterr().out.splitlines()
+
+
+def test_an_intact_shard_set_is_all_good(shards, capsys):
+    assert output_of(shards, capsys) == (0, ["2 shards, 30 samples: all good"])
+
+
+def test_a_cut_tar_is_one_fault(shards, capsys):
+    tar = shards / "train-000001.tar"
+    size = tar.stat().st_size
+    tar.write_bytes(tar.read_bytes()[:-10240])
+    expected = [f"train-000001.tar has {size - 10240} bytes, expected {size}", "1 fault"]
+    assert output_of(shards, capsys) == (1, expected)
+
+
+def test_a_flipped_byte_is_found(shards, capsys):
+    change_bytes(shards / "train-000000.tar", b'"source"', b'"sourcf"')
+    faults, lines = output_of(shards, capsys)
+    assert faults == 1
+    assert lines[0].startswith("train-000000.tar: its contents have changed: sha256 is ")
+
+
+def test_missing_files_are_found(shards, capsys):
+    (shards / "train-000000.tar").unlink()
+    (shards / "train-000001.idx").unlink()
+    faults, lines = output_of(shards, capsys)
+    assert faults == 2
+    assert "train-000000.tar is listed in manifest.json but missing" in lines[0]
+    assert "train-000001.idx (index of train-000001.tar) is missing" in lines[1]
+
+
+def test_an_index_of_another_tar_is_found(shards, capsys):
+    change_bytes(shards / "train-000000.idx", b" json ", b" jsom ")
+    faults, lines = output_of(shards, capsys)
+    assert faults == 1
+    assert lines[0].startswith("train-000000.idx: differs from the tar at line 2: ")
+
+
+def test_a_cut_index_is_found(shards, capsys):
+    path = shards / "train-000000.idx"
+    path.write_bytes(path.read_bytes()[: path.read_bytes().rindex(b"\n") - 5])
+    assert output_of(shards, capsys)[0] == 1
+    path.write_bytes(b"")
+    assert output_of(shards, capsys)[0] == 1
+
+
+def test_a_label_outside_the_classes_is_found(shards, capsys):
+    tar = shards / "train-000000.tar"
+    offset = int(
+        (shards / "train-000000.idx").read_text().split("\n")[1].split()[1]
+    )  # the first sample's cls
+    data = bytearray(tar.read_bytes())
+    data[offset : offset + 1] = b"7"
+    tar.write_bytes(data)
+    update_hashes(shards)
+    expected = "train-000000.tar: sample 00000000 has label b'7', expected an integer from 0 to 2"
+    assert output_of(shards, capsys) == (1, [expected, "1 fault"])
+
+
+def test_samples_that_a_damaged_header_hides_are_found(shards, capsys):
+    change_bytes(shards / "train-000000.tar", b"00000003.cls", b"\xff" * 12)
+    update_hashes(shards)
+    faults, lines = output_of(shards, capsys)
+    assert faults >= 1
+    assert lines[0].startswith("train-000000.tar: holds 3 samples, expected ")
+
+
+def test_files_that_no_manifest_lists_are_found(shards, capsys):
+    (shards / "train-000002.tar").write_bytes(b"")
+    (shards / ".val.unfinished").write_text("")
+    faults, lines = output_of(shards, capsys)
+    assert faults == 2
+    assert lines[0].startswith(".val.unfinished: make_shards is at work, or was killed")
+    assert lines[1].startswith("train-000002.tar: manifest.json does not list it")
+
+
+def test_a_folder_without_a_manifest_is_an_error(tmp_path):
+    with pytest.raises(ManifestError, match="has no manifest.json"):
+        verify_shards(tmp_path)
