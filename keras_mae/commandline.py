@@ -15,11 +15,16 @@ class CommandError(ValueError):
 
 
 @contextlib.contextmanager
-def user_mistakes() -> Iterator[None]:
-    """Marks the part of a command that only reads what the user gave: a ValueError there is the user's mistake."""
+def user_mistakes(*kinds: type[Exception]) -> Iterator[None]:
+    """Marks a part of a command in which an exception of these kinds is the user's mistake.
+
+    Args:
+        *kinds: exception classes; none stands for ValueError, for the part that only checks what the user gave.
+    """
+    kinds = kinds or (ValueError,)
     try:
         yield
-    except ValueError as error:
+    except kinds as error:
         raise CommandError(str(error)) from error
 
 

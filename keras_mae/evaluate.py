@@ -59,7 +59,9 @@ def main(argv):
 
 
 def define_flags():
-    flags.DEFINE_string("model", None, "Run folder of finetune, export folder, .keras file or SavedModel.", required=True)
+    flags.DEFINE_string(
+        "model", None, "Run folder of finetune, export folder, .keras file or SavedModel.", required=True
+    )
     flags.DEFINE_string("data", None, "Folder of a shard set, as tools.make_shards writes it.", required=True)
     flags.DEFINE_string("split", None, "Split to evaluate on; unset: val, or the only one.")
     flags.DEFINE_integer("batch_size", 128, "Images in a batch.", lower_bound=1)

@@ -72,7 +72,7 @@ def build_optimizer(model, schedule, recipe):
 
 def main(argv):
     from keras_mae.models import Classifier
-    from keras_mae.training.run import Task, run, start_devices
+    from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
     from keras_mae.training.saved_model import export
 
     with commandline.user_mistakes():
@@ -100,7 +100,8 @@ def main(argv):
         build_optimizer=lambda model, schedule: build_optimizer(model, schedule, recipe),
         export=export,
     )
-    run(task, recipe, data, options, strategy)
+    with commandline.user_mistakes(*RUN_ERRORS):
+        run(task, recipe, data, options, strategy)
     return 0
 
 

@@ -6,6 +6,9 @@ Every field of the recipe is a flag. The same command again goes on where the ru
 RUN_DIR/export/encoder.keras and RUN_DIR/export/saved_model.
 """
 
+import json
+import pathlib
+
 from absl import flags
 
 from keras_mae import commandline, recipes
@@ -29,9 +32,31 @@ def build_mae(recipe, policy):
     )
 
 
+def load_run(run_dir):
+    """The masked autoencoder of a pre-training run, decoder included, as of its newest checkpoint.
+
+    Raises:
+        ValueError: the folder holds no pre-training run, or no checkpoint yet.
+    """
+    from keras_mae.training.checkpoints import Checkpoints, assign
+
+    path = pathlib.Path(run_dir, "recipe.json")
+    description = json.loads(path.read_text()) if path.exists() else {}
+    if description.get("command") != "pretrain":
+        raise ValueError(f"{run_dir} is not the run folder of a pre-training: it has no recipe.json of one.")
+    newest = Checkpoints(path.parent / "checkpoints").newest()
+    if newest is None:
+        raise ValueError(f"{run_dir} has no checkpoint yet.")
+    model = build_mae(recipes.PretrainRecipe(**recipes.from_json(description["recipe"])), "float32")
+    model.build()
+    wanted = {v.path for v in model.weights}
+    assign(model.weights, {name: a for name, a in newest[1].items() if name in wanted}, source=str(path.parent))
+    return model
+
+
 def main(argv):
     from keras_mae.training.optimizers import AdamW
-    from keras_mae.training.run import Task, run, start_devices
+    from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
     from keras_mae.training.saved_model import export
 
     with commandline.user_mistakes():
@@ -50,7 +75,8 @@ def main(argv):
         export=lambda model, folder: export(model.encoder, folder),
         draw=draw_reconstructions,
     )
-    run(task, recipe, data, options, strategy)
+    with commandline.user_mistakes(*RUN_ERRORS):
+        run(task, recipe, data, options, strategy)
     return 0
 
 

@@ -72,5 +72,9 @@ def open_data(values: flags.FlagValues, recipe: Recipe, view: str, noise: dict[s
     train(0)  # builds the dataset without reading it: wrong options show now
     if val_split != "none":
         validation()
-    identity = {"split": split.name, "samples": split.samples, "fingerprint": shard_set.fingerprint(split.name)}
+    identity = {
+        "split": split.name,
+        "samples": split.samples,
+        "fingerprint": shard_set.fingerprint(split.name),
+    }
     return Data(split.samples, identity, train, None if val_split == "none" else validation)

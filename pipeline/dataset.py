@@ -97,9 +97,7 @@ def load(
             return make_view(encoded, seed, size, channels=channels, min_area=min_area, flip=flip)
 
         dataset = _training(shard_set, chosen, view, batch_size, seed, start_step, noise, make_image)
-    dataset = dataset.prefetch(
-        tf.data.AUTOTUNE if prefetch is None else _whole("prefetch", prefetch, minimum=1)
-    )
+    dataset = dataset.prefetch(tf.data.AUTOTUNE if prefetch is None else _whole("prefetch", prefetch, minimum=1))
     options = tf.data.Options()
     options.deterministic = True
     # Replica r of R takes the r-th slice of each global batch; files are no unit of work here.
@@ -144,7 +142,7 @@ def _evaluation(shard_set, split, batch_size, size, channels, seed, noise, resiz
         return features, sample["label"], 1.0
 
     dataset = batch_samples(samples, prepare, split=split, batch_size=batch_size, drop_remainder=False)
-    dataset = dataset.map(lambda *batch: _pad(batch, batch_size))
+    dataset = dataset.map(lambda *batch: _pad(batch, batch_size), num_parallel_calls=1)
     return dataset.apply(tf.data.experimental.assert_cardinality(-(-split.samples // batch_size)))
 
 
@@ -161,14 +159,10 @@ def _pad(batch, batch_size):
         return tf.concat([column, tf.repeat(column[-1:], missing, axis=0)], axis=0)
 
     def filled():
-        return tf.nest.map_structure(fill, (features, labels)) + (
-            tf.concat([weights, tf.zeros([missing])], axis=0),
-        )
+        return tf.nest.map_structure(fill, (features, labels)) + (tf.concat([weights, tf.zeros([missing])], axis=0),)
 
     padded = tf.cond(missing > 0, filled, lambda: (features, labels, weights))
-    return tf.nest.map_structure(
-        lambda column: tf.ensure_shape(column, [batch_size, *column.shape[1:]]), padded
-    )
+    return tf.nest.map_structure(lambda column: tf.ensure_shape(column, [batch_size, *column.shape[1:]]), padded)
 
 
 def _whole(name: str, value: int, *, minimum: int) -> int:
@@ -184,9 +178,7 @@ def _whole(name: str, value: int, *, minimum: int) -> int:
 def _size(image_size: int | tuple[int, int]) -> tuple[int, int]:
     sides = tuple(image_size) if isinstance(image_size, (tuple, list)) else (image_size, image_size)
     if len(sides) != 2:
-        raise ValueError(
-            f"`image_size` must be one side or (height, width), in pixels. Received: {image_size}"
-        )
+        raise ValueError(f"`image_size` must be one side or (height, width), in pixels. Received: {image_size}")
     return tuple(_whole("image_size", side, minimum=1) for side in sides)
 
 
@@ -198,8 +190,7 @@ def _check_choices(view: str, channels: int, noise: Mapping[str, int]) -> None:
     for name, length in noise.items():
         if not isinstance(name, str) or name in RESERVED_FEATURES or not name:
             raise ValueError(
-                f"A name in `noise` must be a text other than {', '.join(RESERVED_FEATURES)}. "
-                f"Received: {name!r}"
+                f"A name in `noise` must be a text other than {', '.join(RESERVED_FEATURES)}. Received: {name!r}"
             )
         _whole(f"noise[{name!r}]", length, minimum=1)
 
@@ -214,8 +205,7 @@ def _check_view_options(
             raise ValueError(f"`min_area` is for random crops, not for view 'eval'. Received: {min_area}")
         if resize_size is not None and _whole("resize_size", resize_size, minimum=1) < short:
             raise ValueError(
-                f"`resize_size` must be at least {short}, the short side of `image_size`. "
-                f"Received: {resize_size}"
+                f"`resize_size` must be at least {short}, the short side of `image_size`. Received: {resize_size}"
             )
         return
     if resize_size is not None:
@@ -226,9 +216,7 @@ def _check_view_options(
 
 def _check_split(shard_set: ShardSet, split: Split, view: str) -> None:
     if split.samples == 0:
-        raise ValueError(
-            f"Split {split.name!r} of {shard_set.root} holds no samples; there is nothing to read"
-        )
+        raise ValueError(f"Split {split.name!r} of {shard_set.root} holds no samples; there is nothing to read")
     if view == "train" and shard_set.classes is None:
         raise ValueError(
             f"View 'train' needs labels, but {shard_set.root} was made without classes; "

@@ -67,15 +67,20 @@ def decode_crop(encoded, choose_box, channels: int):
 
     def crop_jpeg():
         shape = tf.image.extract_jpeg_shape(encoded)
-        return tf.image.decode_and_crop_jpeg(
-            encoded, choose_box(shape[0], shape[1]), channels=channels, **_JPEG
+        top, left, height, width = tf.unstack(choose_box(shape[0], shape[1]))
+        # Smooth chroma upsampling looks at one neighbour on either side: without it the crop's outer columns
+        # would differ from those of the whole image.
+        begin, end = tf.maximum(left - 1, 0), tf.minimum(left + width + 1, shape[1])
+        wider = tf.image.decode_and_crop_jpeg(
+            encoded, tf.stack([top, begin, height, end - begin]), channels=channels, **_JPEG
         )
+        return tf.slice(wider, [0, left - begin, 0], [height, width, channels])
 
     def crop_other():
         image = _decode_other(encoded, channels)
         shape = tf.shape(image)
-        box = choose_box(shape[0], shape[1])
-        return tf.slice(image, [box[0], box[1], 0], [box[2], box[3], channels])
+        top, left, height, width = tf.unstack(choose_box(shape[0], shape[1]))
+        return tf.slice(image, [top, left, 0], [height, width, channels])
 
     return tf.cond(is_jpeg(encoded), crop_jpeg, crop_other)
 

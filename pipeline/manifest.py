@@ -102,9 +102,7 @@ class ShardSet:
         existing = ", ".join(self.splits) or "none"
         if name is None:
             if len(self.splits) != 1:
-                raise ManifestError(
-                    f"{self.root} has {len(self.splits)} splits ({existing}); name the one to read"
-                )
+                raise ManifestError(f"{self.root} has {len(self.splits)} splits ({existing}); name the one to read")
             return next(iter(self.splits.values()))
         if name not in self.splits:
             raise ManifestError(f"{self.root} has no split {name!r}; its splits are: {existing}")
@@ -161,9 +159,7 @@ def read_manifest(root: str | os.PathLike) -> ShardSet:
     path = root / MANIFEST_NAME
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise ManifestError(
-            f"{root} {what}; expected a folder with a shard set (tools.make_shards makes one)"
-        )
+        raise ManifestError(f"{root} {what}; expected a folder with a shard set (tools.make_shards makes one)")
     if not path.is_file():
         raise ManifestError(
             f"{root} has no {MANIFEST_NAME}, so it is no finished shard set; make one with tools.make_shards"
@@ -174,9 +170,7 @@ def read_manifest(root: str | os.PathLike) -> ShardSet:
         raise ManifestError(f"{path} is not valid JSON ({error}); it was cut or edited") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else content
-        raise ManifestError(
-            f"{path} is not a manifest of a shard set: expected format {FORMAT!r}, received {found!r}"
-        )
+        raise ManifestError(f"{path} is not a manifest of a shard set: expected format {FORMAT!r}, received {found!r}")
     if content.get("version") != VERSION:
         raise ManifestError(
             f"{path} has version {content.get('version')!r}; this software reads version {VERSION}. "
@@ -185,9 +179,7 @@ def read_manifest(root: str | os.PathLike) -> ShardSet:
     try:
         return _parse(str(root), content)
     except (KeyError, TypeError, AttributeError) as error:
-        raise ManifestError(
-            f"{path} is damaged: a field is missing or of the wrong type ({error!r})"
-        ) from None
+        raise ManifestError(f"{path} is damaged: a field is missing or of the wrong type ({error!r})") from None
     except ManifestError as error:
         raise ManifestError(f"{path} is damaged: {error}") from None
 
@@ -215,9 +207,7 @@ def _parse_split(name: str, content: dict) -> Split:
     split = Split(name, _typed(content["samples"], int), shards, _typed(content["options"], dict))
     total = sum(shard.samples for shard in shards)
     if split.samples != total:
-        raise ManifestError(
-            f"split {name!r} says {split.samples} samples, but its shards say {total} together"
-        )
+        raise ManifestError(f"split {name!r} says {split.samples} samples, but its shards say {total} together")
     return split
 
 
@@ -230,9 +220,7 @@ def _typed(value: Any, kind: type) -> Any:
 def check_split_name(name: str) -> None:
     """Raises ManifestError unless `name` is letters, digits, `_`, and `-` between them (for file names)."""
     if not SPLIT_NAME.fullmatch(name):
-        raise ManifestError(
-            f"{name!r} cannot name a split; expected letters, digits, '_', and '-' between them"
-        )
+        raise ManifestError(f"{name!r} cannot name a split; expected letters, digits, '_', and '-' between them")
 
 
 def write_manifest(shard_set: ShardSet) -> None:
@@ -322,9 +310,7 @@ def read_index(path: str | os.PathLike, expected_samples: int) -> ShardIndex:
     fields = " ".join(lines).split(" ") if lines else []
     offsets, sizes = _integers(fields[1::4]), _integers(fields[2::4])  # (members,)
     if np.any(counts % 4) or offsets is None or sizes is None:
-        raise ManifestError(
-            f"{path} is damaged: expected 'extension offset size name' for each member of a sample"
-        )
+        raise ManifestError(f"{path} is damaged: expected 'extension offset size name' for each member of a sample")
     extensions, names = fields[0::4], fields[3::4]
     sample_of_member = np.repeat(np.arange(len(lines)), counts // 4)
     is_image = np.array([extension in IMAGE_EXTENSIONS for extension in extensions], bool)
@@ -363,9 +349,7 @@ def _read_index_lines(path: str | os.PathLike, expected_samples: int) -> list[st
         raise ManifestError(f"{path}: the first line should be {expected!r}, received {lines[0][:80]!r}")
     if lines[-1] != "" or len(lines) != expected_samples + 2:
         received = len(lines) - 2 + (lines[-1] != "")
-        raise ManifestError(
-            f"{path} was cut or edited: expected {expected_samples} samples, received {received}"
-        )
+        raise ManifestError(f"{path} was cut or edited: expected {expected_samples} samples, received {received}")
     return lines[1:-1]
 
 

@@ -95,9 +95,7 @@ class FolderSource:
         root = Path(self.root)
         if not root.is_dir():
             what = "is not a folder" if root.exists() else "does not exist"
-            raise SourceError(
-                f"{root} {what}; expected a folder with images, or with one folder for each class"
-            )
+            raise SourceError(f"{root} {what}; expected a folder with images, or with one folder for each class")
         files = sorted(_walk(self.root, "", frozenset()))
         images = [(path, size) for path, size in files if path.lower().endswith(IMAGE_SUFFIXES)]
         ignored = tuple(path for path, _ in files if not path.lower().endswith(IMAGE_SUFFIXES))

@@ -2,8 +2,10 @@
 
 The random crop is RandomResizedCrop with the area shares of arXiv 2111.06377 (appendix A: .2 to 1 in
 pre-training; .08 to 1 in fine-tuning) followed by a horizontal flip; evaluation resizes the short side and
-takes the centre. Resizing is antialiased bicubic (a = -.5, rounded half up to 8 bits), as in Pillow: equal to
-it but for single levels, because Pillow rounds between its two passes.
+takes the centre. Resizing is antialiased bicubic (a = -.5) as in Pillow, which the reference uses: first the
+width, then the height, each rounded half up to 8 bits. (`tf.image.resize` alone does not clip in between, and
+differs by up to 30 levels at sharp edges. Pillow from 13.0 on begins with the height where that shrinks much
+more than the width; earlier ones and this module do not.)
 
 All randomness is a function of a sample's seed through stateless Philox draws, so a sample in an epoch gets
 the same crop whatever its batch, and a resumed run sees what an uninterrupted one would have seen.
@@ -100,13 +102,23 @@ def resize_bicubic(image, image_size):
     Returns:
         uint8 (height, width, C).
     """
+    shape = tf.shape(image)
 
-    def resize():
-        resized = tf.image.resize(image, image_size, method="bicubic", antialias=True)
-        return tf.cast(tf.floor(tf.clip_by_value(resized, 0.0, 255.0) + 0.5), tf.uint8)
+    def resize_width():
+        return _resize(image[:, tf.newaxis], (1, image_size[1]))[:, 0]  # (H, 1, W, C): a batch of rows
 
-    same = tf.reduce_all(tf.equal(tf.shape(image)[:2], image_size))
-    return tf.cond(same, lambda: image, resize)
+    resized = tf.cond(tf.equal(shape[1], image_size[1]), lambda: image, resize_width)
+
+    def resize_height():
+        rows = tf.reshape(resized, [shape[0], 1, -1])  # (H, 1, width * C)
+        return tf.reshape(_resize(rows, (image_size[0], 1)), [image_size[0], image_size[1], shape[2]])
+
+    return tf.cond(tf.equal(shape[0], image_size[0]), lambda: resized, resize_height)
+
+
+def _resize(image, size):
+    resized = tf.image.resize(image, size, method="bicubic", antialias=True)
+    return tf.cast(tf.floor(tf.clip_by_value(resized, 0.0, 255.0) + 0.5), tf.uint8)
 
 
 def pretrain_view(encoded, seed, image_size, *, channels=3, min_area=0.2, flip=True):
@@ -133,9 +145,7 @@ def train_view(encoded, seed, image_size, *, channels=3, min_area=0.08, flip=Tru
 
 def _random_view(encoded, seed, image_size, channels, min_area, flip):
     uniforms = draw_uniform(seed, "crop", (CROP_TRIES, 4), "float64")
-    image = decode_crop(
-        encoded, lambda height, width: random_crop_box(height, width, uniforms, min_area), channels
-    )
+    image = decode_crop(encoded, lambda height, width: random_crop_box(height, width, uniforms, min_area), channels)
     image = resize_bicubic(image, image_size)
     if flip:
         image = tf.cond(draw_uniform(seed, "flip", ()) < 0.5, lambda: image[:, ::-1], lambda: image)

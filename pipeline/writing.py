@@ -143,10 +143,7 @@ def write_shard(
     name = shard_name(split, number)
     with open_atomically(Path(folder, name)) as file:
         tar = _TarWriter(file)
-        rows = [
-            _write_sample(tar, f"{first_sample + i:0{KEY_DIGITS}d}", item, source)
-            for i, item in enumerate(items)
-        ]
+        rows = [_write_sample(tar, f"{first_sample + i:0{KEY_DIGITS}d}", item, source) for i, item in enumerate(items)]
         tar.finish()
     write_index(Path(folder, index_name(name)), rows)
     return Shard(name, tar.size, tar.digest.hexdigest(), len(items), index_name(name))

@@ -21,9 +21,12 @@ from pathlib import Path
 
 from absl import flags
 
+from keras_mae import commandline
+from keras_mae.commandline import CommandError
 from pipeline import splitting, writing
 from pipeline.manifest import (
     MANIFEST_NAME,
+    ManifestError,
     Shard,
     ShardSet,
     Split,
@@ -31,9 +34,8 @@ from pipeline.manifest import (
     load_manifest,
     write_manifest,
 )
-from pipeline.sources import FolderSource, Item, Listing, Source
-from tools import commandline, worker_pool
-from tools.commandline import CommandError
+from pipeline.sources import FolderSource, Item, Listing, Source, SourceError
+from tools import worker_pool
 from tools.progress import Progress
 from tools.unfinished import clear_mark, unfinished_files
 
@@ -234,9 +236,7 @@ def _plan(
     ]
 
 
-def _write_shards(
-    output: Path, plans: Sequence[_Plan], source: Source, workers: int
-) -> dict[str, list[Shard]]:
+def _write_shards(output: Path, plans: Sequence[_Plan], source: Source, workers: int) -> dict[str, list[Shard]]:
     # Returns the shards of each split, in order.
     tasks = [
         (output, plan.split, number, samples.start, plan.items[samples.start : samples.stop], source)
@@ -294,9 +294,7 @@ def define_flags() -> None:
     flags.DEFINE_string("split", "train", "Name of the split to make.")
     flags.DEFINE_integer("seed", 0, "Decides the order of the images, and which ones go to --val_split.")
     flags.DEFINE_integer("workers", None, "Processes; default: one for each core. Never changes the bytes.")
-    flags.DEFINE_float(
-        "shard_mb", 100.0, "No tar is larger than this, in MB (except one with a single image)."
-    )
+    flags.DEFINE_float("shard_mb", 100.0, "No tar is larger than this, in MB (except one with a single image).")
     flags.DEFINE_float("val_fraction", None, "Share of each class to set aside as --val_split, in (0, 1).")
     flags.DEFINE_string("val_split", "val", "Name of the split that --val_fraction makes.")
 
@@ -308,24 +306,23 @@ def main(argv: list[str]) -> int:
     for name in ("input", "output"):
         if not FLAGS[name].value:
             raise CommandError(f"--{name}=FOLDER is missing; see --help")
-    make_shards(
-        SOURCES[FLAGS.source](FLAGS.input),
-        FLAGS.output,
-        FLAGS.split,
-        seed=FLAGS.seed,
-        workers=FLAGS.workers,
-        shard_mb=FLAGS.shard_mb,
-        val_fraction=FLAGS.val_fraction,
-        val_split=FLAGS.val_split,
-    )
+    with commandline.user_mistakes(ManifestError, SourceError):
+        make_shards(
+            SOURCES[FLAGS.source](FLAGS.input),
+            FLAGS.output,
+            FLAGS.split,
+            seed=FLAGS.seed,
+            workers=FLAGS.workers,
+            shard_mb=FLAGS.shard_mb,
+            val_fraction=FLAGS.val_fraction,
+            val_split=FLAGS.val_split,
+        )
     return 0
 
 
-def run() -> None:
-    """The command `make_shards`."""
-    define_flags()
-    commandline.run(main)
+def entry_point() -> None:
+    commandline.run(main, define_flags)
 
 
 if __name__ == "__main__":
-    run()
+    entry_point()

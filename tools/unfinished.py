@@ -10,9 +10,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from keras_mae.commandline import CommandError
 from pipeline.atomic import temporary_path
 from pipeline.manifest import MANIFEST_NAME
-from tools.commandline import CommandError
 
 
 @contextlib.contextmanager
@@ -37,9 +37,7 @@ def unfinished_files(output: Path, files: dict[str, list[str]]) -> Iterator[None
         for mark in marks:
             mark.write_text("tools.make_shards is writing this split, or was killed while it did.\n")
     except OSError as error:
-        raise CommandError(
-            f"--output={output} cannot be written: {error.strerror}; choose another folder"
-        ) from None
+        raise CommandError(f"--output={output} cannot be written: {error.strerror}; choose another folder") from None
     try:
         yield
     except BaseException:

@@ -13,10 +13,13 @@ from pathlib import Path
 
 from absl import flags
 
+from keras_mae import commandline
+from keras_mae.commandline import CommandError
 from pipeline.manifest import (
     IMAGE_EXTENSIONS,
     LABEL_EXTENSION,
     MANIFEST_NAME,
+    ManifestError,
     Member,
     Shard,
     ShardSet,
@@ -24,8 +27,6 @@ from pipeline.manifest import (
     index_text,
     read_manifest,
 )
-from tools import commandline
-from tools.commandline import CommandError
 from tools.progress import Progress
 
 FLAGS = flags.FLAGS
@@ -155,14 +156,13 @@ def main(argv: list[str]) -> int:
     del argv
     if not FLAGS.shards:
         raise CommandError("--shards=FOLDER is missing; see --help")
-    return 1 if verify_shards(FLAGS.shards) else 0
+    with commandline.user_mistakes(ManifestError):
+        return 1 if verify_shards(FLAGS.shards) else 0
 
 
-def run() -> None:
-    """The command `verify_shards`."""
-    define_flags()
-    commandline.run(main)
+def entry_point() -> None:
+    commandline.run(main, define_flags)
 
 
 if __name__ == "__main__":
-    run()
+    entry_point()

@@ -10,7 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from multiprocessing.connection import wait
 from typing import Any
 
-from tools.commandline import CommandError
+from keras_mae.commandline import CommandError
 
 
 def available_cores() -> int:

@@ -37,9 +37,7 @@ def unpatchify(patches, image_size, patch_size):
     height, width = image_size
     rows, columns = height // patch_size, width // patch_size
     channels = patches.shape[-1] // (patch_size * patch_size)
-    x = ops.reshape(
-        patches, (-1, rows, columns, patch_size, patch_size, channels)
-    )  # (B, rows, cols, P, P, C)
+    x = ops.reshape(patches, (-1, rows, columns, patch_size, patch_size, channels))  # (B, rows, cols, P, P, C)
     x = ops.transpose(x, (0, 1, 3, 2, 4, 5))  # (B, rows, P, cols, P, C)
     return ops.reshape(x, (-1, height, width, channels))  # (B, H, W, C)
 
@@ -72,9 +70,7 @@ class PatchEmbedding(keras.layers.Layer):
     def build(self, input_shape):
         fan_in = input_shape[-1]
         bound = 1 / math.sqrt(fan_in)
-        self.kernel = self.add_weight(
-            name="kernel", shape=(fan_in, self.embed_dim), initializer="glorot_uniform"
-        )
+        self.kernel = self.add_weight(name="kernel", shape=(fan_in, self.embed_dim), initializer="glorot_uniform")
         self.bias = self.add_weight(
             name="bias",
             shape=(self.embed_dim,),

@@ -53,9 +53,7 @@ class TransformerBlock(keras.layers.Layer):
 
     def call(self, x, drop_noise=None, training=False):
         x = keras.ops.cast(x, self.compute_dtype)
-        attention_noise, mlp_noise = (
-            (None, None) if drop_noise is None else (drop_noise[:, 0], drop_noise[:, 1])
-        )
+        attention_noise, mlp_noise = (None, None) if drop_noise is None else (drop_noise[:, 0], drop_noise[:, 1])
         x = x + self.drop_path(self.attention(self.norm1(x)), noise=attention_noise, training=training)
         hidden = keras.ops.gelu(self.mlp_hidden(self.norm2(x)), approximate=False)  # (B, L, mlp_ratio * D)
         return x + self.drop_path(self.mlp_output(hidden), noise=mlp_noise, training=training)  # (B, L, D)

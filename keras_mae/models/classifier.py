@@ -43,9 +43,7 @@ class Classifier(keras.Model):
         self.encoder.position_embedding.trainable = True
         self.num_classes = num_classes
         self.label_smoothing = label_smoothing
-        self.norm = keras.layers.LayerNormalization(
-            epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name="norm"
-        )
+        self.norm = keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name="norm")
         # Logits and the softmax after them stay in float32 under mixed precision.
         self.head = keras.layers.Dense(
             num_classes,

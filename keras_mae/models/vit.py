@@ -102,8 +102,7 @@ class VisionTransformer(keras.Model):
         )
         rates = np.linspace(0, drop_path_rate, depth).tolist()
         self.blocks = [
-            TransformerBlock(num_heads, mlp_ratio, rate, name=f"block_{i}", **policy)
-            for i, rate in enumerate(rates)
+            TransformerBlock(num_heads, mlp_ratio, rate, name=f"block_{i}", **policy) for i, rate in enumerate(rates)
         ]
         self.norm = None
         if final_norm:

@@ -70,7 +70,14 @@ class Recipe:
                 "A recipe needs warmup_epochs or warmup_share, not both. "
                 f"Received: warmup_epochs={self.warmup_epochs}, warmup_share={self.warmup_share}"
             )
-        for name in ("batch_size", "epochs", "steps", "checkpoint_every_steps", "keep_checkpoints", "log_every_steps"):
+        for name in (
+            "batch_size",
+            "epochs",
+            "steps",
+            "checkpoint_every_steps",
+            "keep_checkpoints",
+            "log_every_steps",
+        ):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ValueError(f"{name} must be above 0. Received: {value}")
@@ -134,3 +141,8 @@ def override(recipe: Recipe, values: dict) -> Recipe:
     if "epochs" in values and "steps" not in values:
         values = {**values, "steps": None}
     return dataclasses.replace(recipe, **values)
+
+
+def from_json(fields: dict) -> dict:
+    """The fields of a recipe as recipe.json holds them, with tuples where JSON has lists."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}

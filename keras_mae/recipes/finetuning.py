@@ -49,9 +49,7 @@ FINETUNE_RECIPES = {
         warmup_share=0.05,
         base_learning_rate=1e-3,
     ),
-    "vit_base": FinetuneRecipe(
-        batch_size=1024, epochs=100, warmup_epochs=5, base_learning_rate=5e-4, layer_decay=0.65
-    ),
+    "vit_base": FinetuneRecipe(batch_size=1024, epochs=100, warmup_epochs=5, base_learning_rate=5e-4, layer_decay=0.65),
     "vit_large": FinetuneRecipe(
         embed_dim=1024,
         depth=24,

@@ -119,7 +119,11 @@ class Progress:
             return
         self.shown = now
         seconds = (self.total_steps - step) / self.rate if self.rate else math.inf
-        eta = "?" if math.isinf(seconds) else f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
+        eta = (
+            "?"
+            if math.isinf(seconds)
+            else f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
+        )
         line = f"step {step}/{self.total_steps}  {text}  ETA {eta}"
         sys.stderr.write(f"\r{line:<79}" if self.terminal else line + "\n")
         sys.stderr.flush()
@@ -140,9 +144,7 @@ class Evaluation(StepCallback):
         evaluate: gives name -> number.
     """
 
-    def __init__(
-        self, start_step, total_steps, *, run_dir: pathlib.Path, writer, every, evaluate: Callable[[], dict]
-    ):
+    def __init__(self, start_step, total_steps, *, run_dir: pathlib.Path, writer, every, evaluate: Callable[[], dict]):
         super().__init__(start_step, total_steps)
         self.path = run_dir / "metrics.jsonl"
         self.writer = writer
@@ -192,7 +194,14 @@ class Checkpointing(StepCallback):
     """
 
     def __init__(
-        self, start_step, total_steps, *, checkpoints: Checkpoints, every, variables: list, state: Callable[[int], dict]
+        self,
+        start_step,
+        total_steps,
+        *,
+        checkpoints: Checkpoints,
+        every,
+        variables: list,
+        state: Callable[[int], dict],
     ):
         super().__init__(start_step, total_steps)
         self.checkpoints = checkpoints

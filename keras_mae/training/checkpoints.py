@@ -58,28 +58,41 @@ class Checkpoints:
             old.unlink()
         return path
 
-    def restore(self, variables: Sequence) -> dict | None:
-        """Loads the newest checkpoint that can be read into `variables`; a damaged one is named and passed over.
+    def newest(self) -> tuple[dict, dict[str, np.ndarray]] | None:
+        """State and arrays of the newest checkpoint that can be read; a damaged one is named and passed over.
 
         Returns:
-            Its state, or None where there is no checkpoint.
+            None where there is no checkpoint.
 
         Raises:
-            CheckpointError: the checkpoint's variables are not the model's, or all checkpoints are damaged.
+            CheckpointError: all checkpoints are damaged.
         """
         paths = self.paths()
         for path in reversed(paths):
             try:
                 arrays = read_arrays(path)
+                return json.loads(str(arrays.pop(STATE))), arrays
             except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
                 logging.warning("Checkpoint %s is damaged (%s); taking the one before.", path, error)
-                continue
-            state = json.loads(str(arrays.pop(STATE)))
-            assign(variables, arrays, source=str(path))
-            return state
         if paths:
             raise CheckpointError(f"None of the checkpoints in {self.folder} can be read: {[p.name for p in paths]}")
         return None
+
+    def restore(self, variables: Sequence) -> dict | None:
+        """Loads the newest readable checkpoint into `variables`.
+
+        Returns:
+            Its state, or None where there is no checkpoint.
+
+        Raises:
+            CheckpointError: the checkpoint's variables are not these, or all checkpoints are damaged.
+        """
+        newest = self.newest()
+        if newest is None:
+            return None
+        state, arrays = newest
+        assign(variables, arrays, source=f"the checkpoint of step {state['step']} in {self.folder}")
+        return state
 
 
 def read_arrays(path: pathlib.Path) -> dict[str, np.ndarray]:

@@ -11,12 +11,14 @@ import tensorflow as tf
 
 from keras_mae.recipes import Recipe, peak_learning_rate, total_steps, warmup_steps
 from keras_mae.training import run_dir as run_folder
-from keras_mae.training.callbacks import Checkpointing, Evaluation, Images, StepLog
-from keras_mae.training.checkpoints import Checkpoints
+from keras_mae.training.callbacks import Checkpointing, Evaluation, Images, NonFiniteLossError, StepLog
+from keras_mae.training.checkpoints import CheckpointError, Checkpoints
 from keras_mae.training.metrics_log import cut_back
 from keras_mae.training.schedules import WarmupCosine
 from keras_mae.training.strategy import dtype_policy, make_strategy, set_determinism, split_cpu
 from keras_mae.training.trainer import Trainer, weighted_means
+
+RUN_ERRORS = (run_folder.RunDirError, CheckpointError, NonFiniteLossError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +117,8 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, strategy: t
         with strategy.scope():
             trainer = _build_trainer(task, recipe, data, dtype_policy(options.precision))
         checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
-        variables = [*trainer.model.variables, *trainer.optimizer.variables]
+        # Weights, not seed states: the batches bring every random number with them.
+        variables = [*trainer.model.weights, *trainer.optimizer.variables]
         state = checkpoints.restore(variables)
         start = state["step"] if state else 0
         cut_back(folder / "metrics.jsonl", start)
@@ -127,7 +130,11 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, strategy: t
             shutil.rmtree(folder / "export", ignore_errors=True)
             callbacks = _callbacks(task, recipe, data, trainer, strategy, start, steps, folder, checkpoints, variables)
             trainer.fit(
-                data.train(start), steps_per_epoch=steps - start, callbacks=callbacks, verbose=0, shuffle=False
+                data.train(start),
+                steps_per_epoch=steps - start,
+                callbacks=callbacks,
+                verbose=0,
+                shuffle=False,
             )
         task.export(trainer.model, folder / "export")
     print(f"{folder}: finished {steps} steps; models in {folder / 'export'}, log in {folder / 'metrics.jsonl'}")

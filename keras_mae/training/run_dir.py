@@ -9,7 +9,14 @@ from collections.abc import Iterator
 
 # What may differ when a run goes on: its length, which may only grow, and how it is logged.
 GROWING = "total_steps"
-FREE = ("steps", "epochs", "log_every_steps", "checkpoint_every_steps", "eval_every_epochs", "keep_checkpoints")
+FREE = (
+    "steps",
+    "epochs",
+    "log_every_steps",
+    "checkpoint_every_steps",
+    "eval_every_epochs",
+    "keep_checkpoints",
+)
 
 
 class RunDirError(ValueError):

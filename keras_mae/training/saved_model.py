@@ -80,7 +80,7 @@ def write_saved_model(model, folder: pathlib.Path) -> None:
     archive.write_out(str(folder), verbose=False)
     structure = {
         "model": keras.saving.serialize_keras_object(model),
-        "variables": [v.path for v in model.variables],
+        "variables": [_relative_path(model, v) for v in model.variables],
     }
     path = folder / STRUCTURE
     path.parent.mkdir(exist_ok=True)
@@ -135,7 +135,12 @@ def load_encoder(path: str | os.PathLike, **overrides) -> VisionTransformer:
 
 def named_weights(model) -> dict:
     """Weights by path relative to the model: "block_0/norm1/gamma"."""
-    return {v.path.split(f"{model.name}/", 1)[1]: v for v in model.weights}
+    return {_relative_path(model, v): v for v in model.weights}
+
+
+def _relative_path(model, variable) -> str:
+    """A path does without the model's own name if its inner model was built before it was put in."""
+    return variable.path.split(f"{model.name}/", 1)[-1]
 
 
 def copy_weights(source, target, ignore=()) -> None:
@@ -209,8 +214,8 @@ def _load_saved_model(folder: pathlib.Path):
     model.build()
     loaded = tf.saved_model.load(str(folder)).variables
     arrays = dict(zip(structure["variables"], loaded, strict=True))
-    for v in model.variables:
-        v.assign(arrays[v.path])
+    for name, variable in named_weights(model).items():
+        variable.assign(arrays[name])
     return model
 
 

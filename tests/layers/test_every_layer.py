@@ -25,12 +25,10 @@ from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
 from keras_mae.models.mae import Decoder
 
 ENCODER = {"image_size": (8, 12), "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
-BLOCK_PARAMETERS = (
-    (8 * 24 + 24) + (8 * 8 + 8) + (8 * 32 + 32) + (32 * 8 + 8) + 4 * 8
-)  # qkv, projection, MLP, norms
-ENCODER_PARAMETERS = (
-    8 + (48 * 8 + 8) + 7 * 8 + BLOCK_PARAMETERS
-)  # class token, patches, positions, block; no norm
+# qkv, projection, MLP, norms
+BLOCK_PARAMETERS = (8 * 24 + 24) + (8 * 8 + 8) + (8 * 32 + 32) + (32 * 8 + 8) + 4 * 8
+# class token, patches, positions, block; no norm
+ENCODER_PARAMETERS = 8 + (48 * 8 + 8) + 7 * 8 + BLOCK_PARAMETERS
 
 
 def floats(*shape):
@@ -93,8 +91,7 @@ CASES = {
         (floats(2, 5, 8),),
         (2, 5, 8),
         num_weights=12,
-        num_parameters=12 * 8 * 8
-        + 13 * 8,  # 856 on the parts: qkv 216, projection 72, MLP 288 + 264, norms 32
+        num_parameters=BLOCK_PARAMETERS,
     ),
     Decoder: Case(
         lambda **kw: Decoder((2, 3), 48, embed_dim=8, depth=1, num_heads=2, **kw),
@@ -117,13 +114,7 @@ CASES = {
         ({"image": images(), "noise": uniform(2, 6)},),
         {"prediction": (2, 6, 48), "mask": (2, 6), "latent": (2, 4, 8)},
         num_weights=18 + 20,
-        num_parameters=(ENCODER_PARAMETERS + 16)
-        + 8
-        + (8 * 8 + 8)
-        + 7 * 8
-        + BLOCK_PARAMETERS
-        + 16
-        + (8 * 48 + 48),
+        num_parameters=(ENCODER_PARAMETERS + 16) + 8 + (8 * 8 + 8) + 7 * 8 + BLOCK_PARAMETERS + 16 + (8 * 48 + 48),
         num_trainable=36,
         dtypes={"prediction": "bfloat16", "mask": "float32", "latent": "bfloat16"},
     ),
@@ -141,17 +132,12 @@ EVERY_LAYER = pytest.mark.parametrize("case", CASES.values(), ids=[cls.__name__ 
 
 def layers_defined_in(package):
     """Layer classes that the package's own modules define."""
-    modules = [
-        importlib.import_module(f"{package.__name__}.{m.name}")
-        for m in pkgutil.iter_modules(package.__path__)
-    ]
+    modules = [importlib.import_module(f"{package.__name__}.{m.name}") for m in pkgutil.iter_modules(package.__path__)]
     return {
         value
         for module in modules
         for value in vars(module).values()
-        if inspect.isclass(value)
-        and issubclass(value, keras.layers.Layer)
-        and value.__module__ == module.__name__
+        if inspect.isclass(value) and issubclass(value, keras.layers.Layer) and value.__module__ == module.__name__
     }
 
 
@@ -203,9 +189,7 @@ def test_config_holds_the_constructor_arguments_and_round_trips(case):
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_saved_layer_computes_the_same(case, policy, tmp_path):
     layer = case.build(dtype=policy)
-    inputs = [
-        keras.tree.map_structure(lambda x: keras.Input(x.shape[1:], dtype=x.dtype), x) for x in case.inputs
-    ]
+    inputs = [keras.tree.map_structure(lambda x: keras.Input(x.shape[1:], dtype=x.dtype), x) for x in case.inputs]
     model = keras.Model(inputs, layer(*inputs))
     for weight in layer.trainable_weights:
         weight.assign(weight + np.random.uniform(0.1, 0.2, weight.shape))  # nothing stays as initialised

@@ -55,9 +55,7 @@ def test_restore_order_inverts_shuffle():
     ids_keep, ids_restore, mask = numpy(random_masking(noise, keep=7))
     shuffled = np.argsort(noise, axis=1, kind="stable")
     np.testing.assert_array_equal(ids_keep, shuffled[:, :7])
-    np.testing.assert_array_equal(
-        np.take_along_axis(shuffled, ids_restore, 1), np.tile(np.arange(20), (5, 1))
-    )
+    np.testing.assert_array_equal(np.take_along_axis(shuffled, ids_restore, 1), np.tile(np.arange(20), (5, 1)))
     np.testing.assert_array_equal(np.take_along_axis(mask, ids_keep, 1), np.zeros((5, 7)))
 
 

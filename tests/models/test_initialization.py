@@ -63,9 +63,7 @@ def test_biases_are_zero_and_scales_are_one(model):
     weights = [w for w in model.weights if w.name in constants and w is not patch_bias]
     assert len(weights) == 2 * 8 + 2 * 2 + 2  # 8 a block, 2 for each final norm, embedding and prediction
     for weight in weights:
-        np.testing.assert_array_equal(
-            ops.convert_to_numpy(weight), constants[weight.name], err_msg=weight.path
-        )
+        np.testing.assert_array_equal(ops.convert_to_numpy(weight), constants[weight.name], err_msg=weight.path)
 
 
 def test_every_layer_norm_has_the_small_epsilon(model):

@@ -20,9 +20,7 @@ def test_statistics_are_those_of_the_loop_with_unbiased_variance():
 
 def test_normalized_pixels_by_hand():
     # Mean 2, unbiased variance (1 + 0 + 1) / 2 = 1.
-    np.testing.assert_allclose(
-        normalized_pixels(np.array([[[1.0, 2.0, 3.0]]], "float32")), [[[-1, 0, 1]]], atol=1e-6
-    )
+    np.testing.assert_allclose(normalized_pixels(np.array([[[1.0, 2.0, 3.0]]], "float32")), [[[-1, 0, 1]]], atol=1e-6)
 
 
 def test_flat_patch_gives_zeros():

@@ -48,9 +48,7 @@ def test_a_manifest_reads_back_as_it_was_written(shard_set, tmp_path):
 
 
 def test_writing_a_manifest_leaves_no_other_file(shard_set, tmp_path):
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix not in (".tar", ".idx")) == [
-        "manifest.json"
-    ]
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix not in (".tar", ".idx")) == ["manifest.json"]
 
 
 def test_the_only_split_needs_no_name(shard_set):
@@ -143,9 +141,7 @@ def test_an_index_is_written_in_the_format_of_dali(tmp_path):
     # Its version 1.2: https://docs.nvidia.com/deeplearning/dali, fn.readers.webdataset, index files.
     write_index(tmp_path / "a.idx", ROWS)
     assert (tmp_path / "a.idx").read_text() == (
-        "v1.2 2\n"
-        "cls 512 1 00000000.cls jpg 1536 700 00000000.jpg\n"
-        "cls 3072 2 00000001.cls png 4096 90 00000001.png\n"
+        "v1.2 2\ncls 512 1 00000000.cls jpg 1536 700 00000000.jpg\ncls 3072 2 00000001.cls png 4096 90 00000001.png\n"
     )
 
 

@@ -103,7 +103,5 @@ def test_a_file_that_changed_since_the_scan_is_named(tmp_path):
     source = make_files(tmp_path, "a.jpg")
     item = source.scan().items[0]
     (tmp_path / "a.jpg").write_bytes(b"x")
-    with pytest.raises(
-        SourceError, match="a.jpg changed while shards were made: it had 5 bytes, and now has 1"
-    ):
+    with pytest.raises(SourceError, match="a.jpg changed while shards were made: it had 5 bytes, and now has 1"):
         source.read(item)

@@ -10,9 +10,7 @@ from pipeline.splitting import hold_out, shuffle_items
 
 
 def make_items(**counts):
-    return [
-        Item(f"{name}/{i}.jpg", 1, label) for label, (name, n) in enumerate(counts.items()) for i in range(n)
-    ]
+    return [Item(f"{name}/{i}.jpg", 1, label) for label, (name, n) in enumerate(counts.items()) for i in range(n)]
 
 
 def test_shuffle_is_a_permutation_that_follows_the_seed():

@@ -23,10 +23,7 @@ class Images:
         self.contents = contents
 
     def items(self, labels):
-        return [
-            Item(path, len(data), label)
-            for (path, data), label in zip(self.contents.items(), labels, strict=True)
-        ]
+        return [Item(path, len(data), label) for (path, data), label in zip(self.contents.items(), labels, strict=True)]
 
     def read(self, item):
         return self.contents[item.path]
@@ -46,9 +43,7 @@ def source():
 def test_a_tar_equals_that_of_webdatasets_own_writer(source, tmp_path):
     items = source.items([0, 1, 1])
     write_shard(tmp_path, "train", 0, 41, items, source)
-    with webdataset.TarWriter(
-        str(tmp_path / "expected.tar"), encoder=False, mtime=0, user="", group=""
-    ) as writer:
+    with webdataset.TarWriter(str(tmp_path / "expected.tar"), encoder=False, mtime=0, user="", group="") as writer:
         for number, (item, extension) in enumerate(zip(items, ("png", "jpg", "webp"), strict=True), 41):
             writer.write(
                 {

@@ -23,9 +23,7 @@ def images(tmp_path) -> Path:
     suffixes = ["jpg", "JPEG", "png", "webp"]
     counts = {"cat": 15, "dog": 10, "emu": 5}
     names = [
-        f"{name}/{'deeper/' if i % 3 == 0 else ''}{i}.{suffixes[i % 4]}"
-        for name, n in counts.items()
-        for i in range(n)
+        f"{name}/{'deeper/' if i % 3 == 0 else ''}{i}.{suffixes[i % 4]}" for name, n in counts.items() for i in range(n)
     ]
     return save_images(tmp_path / "images", names)
 

@@ -10,10 +10,10 @@ import pytest
 import webdataset
 from PIL import Image
 
+from keras_mae.commandline import CommandError
 from pipeline import writing
 from pipeline.manifest import ManifestError, load_manifest
 from pipeline.sources import FolderSource, SourceError
-from tools.commandline import CommandError
 from tools.make_shards import make_shards
 from tools.verify_shards import find_faults
 
@@ -278,9 +278,7 @@ def test_a_folder_without_write_permission_is_named(images, tmp_path, monkeypatc
 
 
 def test_the_command_says_in_one_line_what_it_wrote(images, tmp_path):
-    done = command(
-        f"--input={images}", f"--output={tmp_path / 'out'}", "--workers=1", f"--shard_mb={SHARD_MB}"
-    )
+    done = command(f"--input={images}", f"--output={tmp_path / 'out'}", "--workers=1", f"--shard_mb={SHARD_MB}")
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith("wrote 30 samples (train), 3 classes, 2 shards, ")
     assert len(done.stdout.splitlines()) == 1

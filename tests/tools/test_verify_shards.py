@@ -84,9 +84,7 @@ def test_a_cut_index_is_found(shards, capsys):
 
 def test_a_label_outside_the_classes_is_found(shards, capsys):
     tar = shards / "train-000000.tar"
-    offset = int(
-        (shards / "train-000000.idx").read_text().split("\n")[1].split()[1]
-    )  # the first sample's cls
+    offset = int((shards / "train-000000.idx").read_text().split("\n")[1].split()[1])  # the first sample's cls
     data = bytearray(tar.read_bytes())
     data[offset : offset + 1] = b"7"
     tar.write_bytes(data)

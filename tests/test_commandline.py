@@ -4,8 +4,7 @@ import errno
 
 import pytest
 
-from pipeline.manifest import ManifestError
-from tools.commandline import CommandError, exit_code
+from keras_mae.commandline import CommandError, exit_code, user_mistakes
 
 
 def raising(error):
@@ -19,7 +18,6 @@ def raising(error):
     ("error", "sentence"),
     [
         (CommandError("a wrong flag"), "ERROR: a wrong flag\n"),
-        (ManifestError("no manifest"), "ERROR: no manifest\n"),
         (OSError(errno.EACCES, "Permission denied", "/a/b"), "ERROR: /a/b: Permission denied\n"),
         (OSError(errno.ENOSPC, "No space left on device"), "ERROR: No space left on device\n"),
     ],
@@ -40,3 +38,10 @@ def test_faults_of_the_software_keep_their_traceback():
 
 def test_the_code_of_main_is_passed_on():
     assert exit_code(lambda argv: 3, ["program"]) == 3
+
+
+def test_only_the_named_kinds_are_mistakes_of_the_user():
+    with pytest.raises(CommandError, match="too small"), user_mistakes(KeyError):
+        raise KeyError("too small")
+    with pytest.raises(ZeroDivisionError), user_mistakes(KeyError):
+        raise ZeroDivisionError

@@ -1,0 +1,24 @@
+"""A shard set that the commands train on."""
+
+import numpy as np
+import pytest
+from fixtures.shard_sets import encode
+
+from pipeline.sources import FolderSource
+from tools.make_shards import make_shards
+
+
+@pytest.fixture(scope="session")
+def halves_set(tmp_path_factory):
+    """44 grey images, bright on the left or on the right: splits train (36) and val (8)."""
+    folder = tmp_path_factory.mktemp("halves")
+    rng = np.random.default_rng(0)
+    for number in range(44):
+        image = rng.integers(0, 60, (8, 8), dtype="uint8")
+        name = ("left", "right")[number % 2]
+        image[:, 4 * (number % 2) : 4 * (number % 2) + 4] += 180
+        path = folder / "images" / name / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(image))
+    make_shards(FolderSource(str(folder / "images")), folder / "shards", workers=1, val_fraction=0.2, log=str)
+    return str(folder / "shards")

@@ -1,0 +1,153 @@
+"""SavedModels: the contract, and the three ways to build on one, in each of which the encoder learns."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from fixtures.tiny_vit import TINY_VIT
+
+from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
+from keras_mae.training.saved_model import (
+    STRUCTURE,
+    SavedModelError,
+    SavedModelLayer,
+    export,
+    load_encoder,
+    load_model,
+    named_weights,
+)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """An exported encoder, and the encoder."""
+    encoder = VisionTransformer(**TINY_VIT, dtype="mixed_bfloat16")
+    encoder.build()
+    folder = tmp_path_factory.mktemp("run") / "export"
+    export(encoder, folder)
+    return folder, encoder
+
+
+def same_weights(a, b):
+    a, b = named_weights(a), named_weights(b)
+    return set(a) == set(b) and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_signatures_are_as_contracted(exported, halves):
+    folder, _ = exported
+    images, _ = halves
+    loaded = tf.saved_model.load(str(folder / "saved_model"))
+    assert set(loaded.signatures) == {"features", "serving_default"}
+    signature = loaded.signatures["features"]
+    (name, spec), *others = signature.structured_input_signature[1].items()
+    assert (name, spec.dtype, spec.shape.as_list(), others) == ("image", tf.uint8, [None, 8, 8, 1], [])
+    for batch in (1, 5):
+        outputs = signature(image=tf.constant(images[:batch]))
+        shapes = {name: value.shape.as_list() for name, value in outputs.items()}
+        assert shapes == {"class_token": [batch, 16], "patch_mean": [batch, 16], "tokens": [batch, 17, 16]}
+    assert len(loaded.variables) == len(load_encoder(folder).variables)
+    assert 0 < len(loaded.trainable_variables) < len(loaded.variables)  # the position table is frozen
+
+
+def test_outputs_equal_the_keras_model(exported, halves):
+    folder, _ = exported
+    images, _ = halves
+    expected = load_model(folder / "encoder.keras")(images)
+    received = tf.saved_model.load(str(folder / "saved_model")).signatures["features"](image=tf.constant(images))
+    np.testing.assert_allclose(received["tokens"], expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(received["class_token"], expected[:, 0], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(received["patch_mean"], np.mean(expected[:, 1:], axis=1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["", "encoder.keras", "saved_model"])
+def test_every_form_rebuilds_the_encoder_in_float32(exported, form):
+    folder, encoder = exported
+    loaded = load_encoder(folder / form)
+    assert same_weights(encoder, loaded)
+    assert loaded.dtype_policy.name == "float32"
+    assert len(loaded.blocks) == 2
+
+
+def test_plain_tensorflow_fine_tunes_it(exported, halves):
+    folder, _ = exported
+    images, labels = halves
+    loaded = tf.saved_model.load(str(folder / "saved_model"))
+    head = tf.Variable(tf.zeros((16, 2)))
+    variables = [*loaded.trainable_variables, head]
+    before = [v.numpy() for v in variables]
+    losses = []
+    for _ in range(12):
+        with tf.GradientTape() as tape:
+            features = loaded.signatures["features"](image=tf.constant(images))["class_token"]
+            logits = tf.matmul(features, head)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        for variable, gradient in zip(variables, tape.gradient(loss, variables), strict=True):
+            variable.assign_sub(0.1 * gradient)
+        losses.append(float(loss))
+    assert losses[-1] < 0.7 * losses[0]
+    assert all(np.abs(v.numpy() - b).max() > 0 for v, b in zip(variables, before, strict=True))
+
+
+def test_a_keras_layer_fine_tunes_it_under_adam(exported, halves):
+    folder, _ = exported
+    images, labels = halves
+    backbone = SavedModelLayer(folder / "saved_model")
+    before = [w.numpy() for w in backbone.trainable_weights]
+    image = keras.Input((8, 8, 1), dtype="uint8")
+    model = keras.Model(image, keras.layers.Dense(2)(backbone(image)["patch_mean"]))
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model.compile(optimizer=keras.optimizers.Adam(3e-3), loss=loss)
+    history = model.fit(images, labels, batch_size=8, epochs=10, verbose=0).history["loss"]
+    assert history[-1] < 0.7 * history[0]
+    moved = [np.abs(w.numpy() - b).max() > 0 for w, b in zip(backbone.trainable_weights, before, strict=True)]
+    assert len(moved) > 20 and all(moved)
+
+
+def test_a_classifier_has_both_signatures(tmp_path, halves):
+    images, _ = halves
+    classifier = Classifier(VisionTransformer(**TINY_VIT, final_norm=False, drop_path_rate=0.1), num_classes=3)
+    classifier.build()
+    export(classifier, tmp_path / "export")
+    loaded = tf.saved_model.load(str(tmp_path / "export" / "saved_model"))
+    outputs = loaded.signatures["classify"](image=tf.constant(images))
+    np.testing.assert_allclose(outputs["logits"], classifier(images), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(np.sum(outputs["probabilities"], axis=1), 1, rtol=1e-5)
+    assert loaded.signatures["features"](image=tf.constant(images))["tokens"].shape == (16, 17, 16)
+    for form in ("classifier.keras", "saved_model"):
+        rebuilt = load_model(tmp_path / "export" / form)
+        np.testing.assert_allclose(rebuilt(images), classifier(images), rtol=1e-5, atol=1e-6)
+
+
+def test_the_encoder_inside_a_saved_autoencoder_can_be_taken(tmp_path, tiny_encoder):
+    model = MaskedAutoencoder(tiny_encoder, 16, 1, 2)
+    model.build()
+    model.save(tmp_path / "mae.keras")
+    assert same_weights(load_encoder(tmp_path / "mae.keras"), tiny_encoder)
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(SavedModelError, match="no model at"):
+        load_model(tmp_path / "missing.keras")
+    with pytest.raises(SavedModelError, match="holds 0 .keras files"):
+        load_model(tmp_path)
+    (tmp_path / "broken.keras").write_bytes(b"nonsense")
+    with pytest.raises(SavedModelError, match="broken.keras cannot be loaded"):
+        load_model(tmp_path / "broken.keras")
+    keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]).save(tmp_path / "other.keras")
+    with pytest.raises(SavedModelError, match="not a model of keras_mae"):
+        load_model(tmp_path / "other.keras")
+
+
+def test_a_saved_model_of_others_is_refused(tmp_path, exported):
+    folder, _ = exported
+    structure = folder / "saved_model" / STRUCTURE
+    content = structure.read_text()
+    assert json.loads(content)["model"]["registered_name"] == "keras_mae>VisionTransformer"
+    structure.unlink()
+    try:
+        with pytest.raises(SavedModelError, match="not written by keras_mae"):
+            load_model(folder / "saved_model")
+    finally:
+        structure.write_text(content)

@@ -1,0 +1,142 @@
+"""Draws what a pre-trained model makes of images it sees a quarter of: original | masked | reconstruction.
+
+  python -m tools.reconstruct --run_dir=runs/base --data=SHARDS --output=reconstructions.png
+  python -m tools.reconstruct --run_dir=runs/base --images=a.jpg,b.png --output=reconstructions.png
+
+Works on a run that is still training too: it takes the newest checkpoint.
+"""
+
+import pathlib
+
+import numpy as np
+from absl import flags
+
+import pipeline
+from keras_mae import commandline
+from keras_mae.pretrain import load_run
+
+FLAGS = flags.FLAGS
+
+NORMALIZED_NOTE = (
+    "This model predicts pixels normalised by their own patch. Here each removed patch is de-normalised with the mean\n"
+    "and deviation of the true patch, which the model does not know: the figure shows its structure, not its colours."
+)
+PLAIN_NOTE = "This model predicts plain pixels: nothing of a removed patch is taken from the original."
+
+
+def read_images(paths, image_size, channels, resize_size=None):
+    """Image files as the evaluation view sees them: uint8 (count, height, width, channels).
+
+    Raises:
+        ValueError: a file is missing or is no image; names it.
+    """
+    import tensorflow as tf
+
+    from pipeline.dataset import default_resize_size
+    from pipeline.views import eval_view
+
+    images = []
+    for path in paths:
+        if not pathlib.Path(path).is_file():
+            raise ValueError(f"There is no file {path}.")
+        try:
+            encoded = tf.constant(pathlib.Path(path).read_bytes())
+            resize = resize_size or default_resize_size(image_size)
+            images.append(eval_view(encoded, image_size, channels=channels, resize_size=resize).numpy())
+        except tf.errors.InvalidArgumentError:
+            raise ValueError(f"{path} is not a JPEG, PNG or WebP image.") from None
+    return np.stack(images)
+
+
+def read_split(shards, split, count, image_size, channels, resize_size=None):
+    """The first images of a split: uint8 (count, height, width, channels)."""
+    shard_set = pipeline.load_manifest(shards)
+    split = shard_set.split(split or ("val" if "val" in shard_set.splits else None))
+    batch = next(
+        iter(
+            pipeline.load(
+                shard_set,
+                split=split.name,
+                view="eval",
+                batch_size=min(count, split.samples),
+                image_size=image_size,
+                channels=channels,
+                resize_size=resize_size,
+            )
+        )
+    )
+    return batch[0]["image"].numpy()
+
+
+def draw(model, images, path, seed=0):
+    """Writes the figure.
+
+    Args:
+        model: a `MaskedAutoencoder`.
+        images: uint8 (count, height, width, channels).
+        path: of the PNG (or whatever matplotlib knows by its ending).
+        seed: of the masks.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    noise = np.random.default_rng(seed).random((len(images), model.encoder.num_patches), dtype="float32")
+    masked, reconstruction = (np.asarray(x) for x in model.reconstruct({"image": images, "noise": noise}))
+    blocks = -(-len(images) // 8)  # up to eight images side by side, three rows for each such group
+    columns = -(-len(images) // blocks)
+    figure, axes = pyplot.subplots(3 * blocks, columns, figsize=(1.5 * columns + 1, 4.6 * blocks + 0.6), squeeze=False)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    for i, pictures in enumerate(zip(images, masked, reconstruction, strict=True)):
+        block, column = divmod(i, columns)
+        for row, picture in enumerate(pictures):
+            axes[3 * block + row, column].imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+    names = ("original", f"masked {model.mask_ratio:.0%}", "reconstruction")
+    for row in range(3 * blocks):
+        axes[row, 0].text(
+            -0.08, 0.5, names[row % 3], rotation=90, va="center", ha="right", transform=axes[row, 0].transAxes
+        )
+    figure.text(0.5, 0.01, NORMALIZED_NOTE if model.norm_pix_loss else PLAIN_NOTE, ha="center", va="bottom", fontsize=7)
+    figure.tight_layout(rect=(0.02, 0.05, 1, 1))
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def main(argv):
+    with commandline.user_mistakes():
+        if (FLAGS.images is None) == (FLAGS.data is None):
+            raise ValueError("Give either --images=FILE,FILE or --data=SHARDS.")
+        model = load_run(FLAGS.run_dir)
+        size = {
+            "image_size": model.encoder.image_size,
+            "channels": model.encoder.channels,
+            "resize_size": FLAGS.resize_size,
+        }
+        if FLAGS.images:
+            images = read_images(FLAGS.images, **size)
+        else:
+            images = read_split(FLAGS.data, FLAGS.split, FLAGS.count, **size)
+    draw(model, images, FLAGS.output, FLAGS.seed)
+    print(f"{FLAGS.output}: {len(images)} images")
+    return 0
+
+
+def define_flags():
+    flags.DEFINE_string("run_dir", None, "Run folder of keras_mae.pretrain.", required=True)
+    flags.DEFINE_list("images", None, "Image files, separated by commas.")
+    flags.DEFINE_string("data", None, "Folder of a shard set.")
+    flags.DEFINE_string("split", None, "Split of the shard set; unset: val, or the only one.")
+    flags.DEFINE_integer("count", 8, "Images of the shard set to draw.", lower_bound=1)
+    flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the 256/224 rule.")
+    flags.DEFINE_integer("seed", 0, "Of the masks.")
+    flags.DEFINE_string("output", "reconstructions.png", "File of the figure.")
+
+
+def entry_point():
+    commandline.run(main, define_flags)
+
+
+if __name__ == "__main__":
+    entry_point()
