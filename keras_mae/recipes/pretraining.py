@@ -6,7 +6,8 @@ ViT-L, 34.5 h for ViT-H (published, TensorFlow). Normalised-pixel loss of ViT-B 
 vit_tiny, vit_small: for small machines and small data; a narrower, shallower decoder and a higher base rate, since
 small batches are the rule there and the rate falls with the batch.
 
-digits: the demo's, for 28x28 grey images; see its own text.
+digits: the demo's, for 28x28 grey images; 4,000 digits, about four minutes on two CPU cores (measured), held-out
+error of plain pixels about .20. docs/demo.md has what it is worth in accuracy.
 """
 
 import dataclasses
@@ -69,16 +70,16 @@ PRETRAIN_RECIPES = {
         depth=4,
         num_heads=4,
         decoder_embed_dim=64,
-        decoder_depth=2,
+        decoder_depth=1,
         decoder_num_heads=4,
         norm_pix_loss=False,
-        batch_size=256,
-        epochs=100,
+        batch_size=128,
+        epochs=40,
         warmup_share=0.05,
-        base_learning_rate=2e-3,
+        base_learning_rate=3e-3,
         min_area=0.5,
         flip=False,
         resize_size=28,
-        eval_every_epochs=20,
+        eval_every_epochs=10,
     ),
 }

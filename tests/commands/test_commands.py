@@ -79,8 +79,8 @@ def test_going_on_equals_going_through(pretrained, halves_set, tmp_path):
 def test_fine_tuning_learns_and_moves_the_encoder(pretrained, halves_set, tmp_path, form, capsys):
     run_dir = tmp_path / "finetune"
     flags = (f"--data={halves_set}", f"--run_dir={run_dir}", "--steps=24", "--layer_decay=.8", "--noflip")
-    crop = ("--min_area=.9", f"--encoder={pretrained / form}")
-    assert run_command(finetune, *TINY, *flags, *crop) == 0
+    learn = ("--min_area=.9", "--base_learning_rate=.3", f"--encoder={pretrained / form}")
+    assert run_command(finetune, *TINY, *flags, *learn) == 0
     losses = [row["loss"] for row in read_rows(run_dir / "metrics.jsonl") if "loss" in row]
     assert losses[-1] < 0.9 * losses[0]
     before, after = load_encoder(pretrained / "export", final_norm=False), load_model(run_dir).encoder
