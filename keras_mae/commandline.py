@@ -7,7 +7,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 
-from absl import app
+from absl import app, logging
 
 
 class CommandError(ValueError):
@@ -40,6 +40,7 @@ def run(main: Callable[[list[str]], int], define_flags: Callable[[], None] | Non
         stream.reconfigure(errors="backslashreplace")
     if define_flags is not None:
         define_flags()
+    logging.set_verbosity(logging.WARNING)  # TensorFlow sets INFO; --verbosity=0 brings that back
     app.run(lambda argv: exit_code(main, argv))
 
 

@@ -1,7 +1,9 @@
 """The one door to training: a model builder, data and a recipe in; a trained, checkpointed, exported model out."""
 
+import contextlib
 import dataclasses
 import pathlib
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -18,7 +20,12 @@ from keras_mae.training.schedules import WarmupCosine
 from keras_mae.training.strategy import dtype_policy, make_strategy, set_determinism, split_cpu
 from keras_mae.training.trainer import Trainer, weighted_means
 
-RUN_ERRORS = (run_folder.RunDirError, CheckpointError, NonFiniteLossError)
+
+class DataError(RuntimeError):
+    """The data could not be read while training; the last checkpoint stays as it was."""
+
+
+RUN_ERRORS = (run_folder.RunDirError, CheckpointError, NonFiniteLossError, DataError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,6 +145,19 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, strategy: t
             )
         task.export(trainer.model, folder / "export")
     print(f"{folder}: finished {steps} steps; models in {folder / 'export'}, log in {folder / 'metrics.jsonl'}")
+
+
+@contextlib.contextmanager
+def _named_data_errors():
+    """Turns what the input pipeline asserts about damaged data into one sentence."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:
+        assertion = re.search(r"assertion failed: (\[.*\])", error.message)
+        if assertion is None:
+            raise
+        sentence = " ".join(part.replace("\\'", "'") for part in re.findall(r"\[(.*?)\]", assertion[1]))
+        raise DataError(f"{sentence}. tools.verify_shards names damaged shards.") from error
 
 
 def _build_trainer(task, recipe, data, policy) -> Trainer:

@@ -1,6 +1,7 @@
 """pretrain, finetune and evaluate from end to end on a tiny set, and what they refuse."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -158,3 +159,16 @@ def test_reconstruct_refuses_what_is_no_image(pretrained, tmp_path, capsys):
     path.write_text("no image")
     assert run_command(reconstruct, f"--run_dir={pretrained}", f"--images={path}") == 1
     assert "text.png is not a JPEG, PNG or WebP image" in capsys.readouterr().err
+
+
+def test_a_damaged_image_is_named(halves_set, tmp_path, capsys):
+    shards = shutil.copytree(halves_set, tmp_path / "shards")
+    tar = shards / "train-000000.tar"
+    content = bytearray(tar.read_bytes())
+    start = content.index(b"\x89PNG", len(content) // 2)
+    content[start + 20 : start + 60] = bytes(40)
+    tar.write_bytes(content)
+    flags = (f"--data={shards}", f"--run_dir={tmp_path / 'run'}", "--steps=6")
+    assert run_command(pretrain, *TINY, *TINY_DECODER, *flags) == 1
+    error = capsys.readouterr().err
+    assert "ERROR: A sample of split 'train' cannot be decoded" in error and "train-000000.tar" in error
