@@ -4,10 +4,14 @@ Other exceptions are faults of this software and keep their traceback. Imports n
 """
 
 import contextlib
+import os
 import sys
 from collections.abc import Callable, Iterator
 
 from absl import app, logging
+
+# TensorFlow's C++ side reports harmless things as errors; what matters arrives as a Python exception.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 class CommandError(ValueError):
@@ -51,7 +55,7 @@ def exit_code(main: Callable[[list[str]], int], argv: list[str]) -> int:
             raise CommandError(f"unexpected argument {argv[1]!r}; options are written --name=value, see --help")
         return main(argv)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print("\ninterrupted; run the same command again to finish", file=sys.stderr)
         return 130
     except (CommandError, OSError) as error:
         print(f"ERROR: {_sentence(error)}", file=sys.stderr)

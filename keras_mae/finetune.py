@@ -83,8 +83,9 @@ def main(argv):
             )
         recipe = recipes.recipe_from_flags(recipes.FINETUNE_RECIPES, FLAGS)
         options = run_options(FLAGS)
-        strategy = start_devices(options, recipe)
+        devices = start_devices(options, recipe)
         path = FLAGS.encoder
+        new_encoder(recipe)  # checks the sizes
         begins_with = fingerprint(open_encoder(path, recipe)) if path else "scratch"
         data = open_data(FLAGS, recipe, view="train", noise={"drop_noise": 2 * recipe.depth})
         data.identity["encoder"] = begins_with
@@ -101,7 +102,7 @@ def main(argv):
         export=export,
     )
     with commandline.user_mistakes(*RUN_ERRORS):
-        run(task, recipe, data, options, strategy)
+        run(task, recipe, data, options, devices)
     return 0
 
 

@@ -6,7 +6,6 @@ Every field of the recipe is a flag. The same command again goes on where the ru
 RUN_DIR/export/encoder.keras and RUN_DIR/export/saved_model.
 """
 
-import json
 import pathlib
 
 from absl import flags
@@ -39,18 +38,18 @@ def load_run(run_dir):
         ValueError: the folder holds no pre-training run, or no checkpoint yet.
     """
     from keras_mae.training.checkpoints import Checkpoints, assign
+    from keras_mae.training.run_dir import read_description
 
-    path = pathlib.Path(run_dir, "recipe.json")
-    description = json.loads(path.read_text()) if path.exists() else {}
+    description = read_description(pathlib.Path(run_dir)) or {}
     if description.get("command") != "pretrain":
         raise ValueError(f"{run_dir} is not the run folder of a pre-training: it has no recipe.json of one.")
-    newest = Checkpoints(path.parent / "checkpoints").newest()
+    newest = Checkpoints(pathlib.Path(run_dir, "checkpoints")).newest()
     if newest is None:
         raise ValueError(f"{run_dir} has no checkpoint yet.")
     model = build_mae(recipes.PretrainRecipe(**recipes.from_json(description["recipe"])), "float32")
     model.build()
     wanted = {v.path for v in model.weights}
-    assign(model.weights, {name: a for name, a in newest[1].items() if name in wanted}, source=str(path.parent))
+    assign(model.weights, {name: a for name, a in newest[1].items() if name in wanted}, source=str(run_dir))
     return model
 
 
@@ -62,8 +61,8 @@ def main(argv):
     with commandline.user_mistakes():
         recipe = recipes.recipe_from_flags(recipes.PRETRAIN_RECIPES, FLAGS)
         options = run_options(FLAGS)
-        strategy = start_devices(options, recipe)
-        num_patches = build_mae(recipe, "float32").encoder.num_patches  # also checks the sizes
+        devices = start_devices(options, recipe)
+        num_patches = build_mae(recipe, devices.policy).encoder.num_patches  # also checks the sizes
         data = open_data(FLAGS, recipe, view="pretrain", noise={"noise": num_patches})
 
     task = Task(
@@ -76,7 +75,7 @@ def main(argv):
         draw=draw_reconstructions,
     )
     with commandline.user_mistakes(*RUN_ERRORS):
-        run(task, recipe, data, options, strategy)
+        run(task, recipe, data, options, devices)
     return 0
 
 

@@ -47,34 +47,42 @@ def open_data(values: flags.FlagValues, recipe: Recipe, view: str, noise: dict[s
     default = "train" if "train" in shard_set.splits else None
     split = shard_set.split(values.split or default)
     val_split = values.val_split or ("val" if "val" in shard_set.splits and split.name != "val" else "none")
-    shared = {
-        "batch_size": recipe.batch_size,
-        "image_size": recipe.image_size,
-        "channels": recipe.channels,
-        "seed": recipe.seed,
-        "noise": noise,
-    }
+    shared = {"image_size": recipe.image_size, "channels": recipe.channels, "seed": recipe.seed, "noise": noise}
 
     def train(start_step):
         return pipeline.load(
             shard_set,
             split=split.name,
             view=view,
+            batch_size=recipe.batch_size,
             start_step=start_step,
             min_area=recipe.min_area,
             flip=recipe.flip,
             **shared,
         )
 
-    def validation():
-        return pipeline.load(shard_set, split=val_split, view="eval", resize_size=recipe.resize_size, **shared)
+    def evaluation(name, batch_size):
+        return pipeline.load(
+            shard_set, split=name, view="eval", batch_size=batch_size, resize_size=recipe.resize_size, **shared
+        )
 
+    def preview(count):
+        name = split.name if val_split == "none" else val_split
+        return next(iter(evaluation(name, min(count, shard_set.split(name).samples))))[0]
+
+    def state(step):
+        place = pipeline.ReadingState.from_step(
+            step, batch_size=recipe.batch_size, samples=split.samples, seed=recipe.seed
+        )
+        return place.to_dict()
+
+    def validation():
+        return evaluation(val_split, recipe.batch_size)
+
+    identity = {"split": split.name, "samples": split.samples, "fingerprint": shard_set.fingerprint(split.name)}
     train(0)  # builds the dataset without reading it: wrong options show now
-    if val_split != "none":
-        validation()
-    identity = {
-        "split": split.name,
-        "samples": split.samples,
-        "fingerprint": shard_set.fingerprint(split.name),
-    }
-    return Data(split.samples, identity, train, None if val_split == "none" else validation)
+    if val_split == "none":
+        return Data(split.samples, identity, train, state, preview)
+    validation()
+    identity.update({"val_split": val_split, "val_fingerprint": shard_set.fingerprint(val_split)})
+    return Data(split.samples, identity, train, state, preview, validation)

@@ -44,14 +44,22 @@ def compare(export: pathlib.Path, images: np.ndarray) -> dict[str, float]:
 
 
 def main(argv):
+    from keras_mae.training.data_errors import DataError, named_data_errors
+    from keras_mae.training.run_dir import description_above
     from keras_mae.training.saved_model import load_model
 
     export = pathlib.Path(FLAGS.export)
-    with commandline.user_mistakes():
+    with commandline.user_mistakes(ValueError, DataError), named_data_errors():
         model = load_model(export)
         encoder = getattr(model, "encoder", model)
+        description = description_above(export)
         images = read_split(
-            FLAGS.data, FLAGS.split, FLAGS.count, encoder.image_size, encoder.channels, FLAGS.resize_size
+            FLAGS.data,
+            FLAGS.split,
+            FLAGS.count,
+            encoder.image_size,
+            encoder.channels,
+            description["recipe"]["resize_size"] if description else None,
         )
     differences = compare(export, images)
     shown = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
@@ -68,7 +76,6 @@ def define_flags():
     flags.DEFINE_string("data", None, "Folder of a shard set.", required=True)
     flags.DEFINE_string("split", None, "Split of the shard set; unset: val, or the only one.")
     flags.DEFINE_integer("count", 64, "Images to compare on.", lower_bound=1)
-    flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the 256/224 rule.")
 
 
 def entry_point():

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -106,11 +107,11 @@ def shard(data: DemoData, images: pathlib.Path, output: pathlib.Path, seed: int)
     shards = output / "shards"
     for split, paths in (("train", data.unlabelled), ("labelled", data.labelled), ("held_out", data.held_out)):
         folder = output / "splits" / split
+        shutil.rmtree(folder, ignore_errors=True)
         for path in paths:
             link = folder / path
             link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                link.symlink_to((images / path).resolve())
+            link.symlink_to((images / path).resolve())
         make_shards(FolderSource(str(folder)), shards, split, seed=seed)
     return shards
 
@@ -153,7 +154,6 @@ def run_demo(output: pathlib.Path, images: pathlib.Path | None, labels_per_class
     encoder = pretrained / "export" / "saved_model"
     command("keras_mae.finetune", "--recipe=digits", *tuning, f"--encoder={encoder}", f"--run_dir={finetuned}")
     command("keras_mae.finetune", "--recipe=digits_scratch", *tuning, "--from_scratch", f"--run_dir={scratch}")
-    size = "--resize_size=64" if own else "--resize_size=28"
     figure = output / "reconstructions.png"
     command(
         "tools.reconstruct",
@@ -161,11 +161,10 @@ def run_demo(output: pathlib.Path, images: pathlib.Path | None, labels_per_class
         f"--data={shards}",
         "--split=held_out",
         "--count=16",
-        size,
         f"--output={figure}",
     )
     saved_model = finetuned / "export" / "saved_model"
-    command("tools.check_saved_model", f"--export={saved_model.parent}", f"--data={shards}", "--split=held_out", size)
+    command("tools.check_saved_model", f"--export={saved_model.parent}", f"--data={shards}", "--split=held_out")
     return {
         "finetune_accuracy": last_value(finetuned, "val_accuracy"),
         "scratch_accuracy": last_value(scratch, "val_accuracy"),
@@ -186,13 +185,14 @@ def main(argv):
         results = run_demo(output, images, FLAGS.labels_per_class, FLAGS.seed)
     (output / "report.json").write_text(json.dumps(results, indent=2) + "\n")
     write_report(output, results)
+    rows = (
+        (f"pre-trained on {results['unlabelled_images']} images without labels, fine-tuned", "finetune_accuracy"),
+        ("the same ViT from scratch, equal steps and augmentation", "scratch_accuracy"),
+    )
+    table = "\n".join(f"  {text:<62}{100 * results[name]:5.1f}%" for text, name in rows)
     print(
-        f"\nAccuracy on {results['held_out_images']} held-out images, with {results['labels']} labels:\n"
-        f"  pre-trained on {results['unlabelled_images']} images without labels, then fine-tuned  "
-        f"{100 * results['finetune_accuracy']:6.1f}%\n"
-        f"  the same ViT from scratch, equal steps and augmentation              "
-        f"{100 * results['scratch_accuracy']:6.1f}%\n"
-        f"\nin {results['seconds']:.0f} s. Look at {output / 'report.html'}; the model is in {results['saved_model']}"
+        f"\nAccuracy on {results['held_out_images']} held-out images, with {results['labels']} labels:\n{table}\n"
+        f"\n{results['seconds']:.0f} s. Look at {output / 'report.html'}; the model is in {results['saved_model']}"
     )
     return 0
 

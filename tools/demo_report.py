@@ -20,7 +20,7 @@ code {{ background: #f3f3f3; padding: .1rem .3rem; }}
 <h1>Masked autoencoder: the demo</h1>
 <p>A small ViT was pre-trained on {unlabelled_images} images without labels, by rebuilding the patches it was not shown.
 Then the same ViT was trained as a classifier with only {labels} labelled images: once from the pre-trained encoder,
-once from scratch, with equal steps and augmentation (for scratch, the best of three learning rates).</p>
+once from scratch, with equal steps and augmentation. The learning rate of scratch is the best of three on digits.</p>
 <table><tr><th>Start</th><th>Accuracy on {held_out_images} held-out images</th></tr>
 <tr><td>pre-trained encoder, fine-tuned</td><td class="number"><b>{finetune:.1f}%</b></td></tr>
 <tr><td>from scratch</td><td class="number">{scratch:.1f}%</td></tr></table>

@@ -14,6 +14,7 @@ from absl import flags
 import pipeline
 from keras_mae import commandline
 from keras_mae.pretrain import load_run
+from pipeline.dataset import default_resize_size
 
 FLAGS = flags.FLAGS
 
@@ -21,10 +22,11 @@ NORMALIZED_NOTE = (
     "This model predicts pixels normalised by their own patch. Here each removed patch is de-normalised with the mean\n"
     "and deviation of the true patch, which the model does not know: the figure shows its structure, not its colours."
 )
+FIGURE_FORMATS = (".png", ".pdf", ".svg", ".jpg")
 PLAIN_NOTE = "This model predicts plain pixels: nothing of a removed patch is taken from the original."
 
 
-def read_images(paths, image_size, channels, resize_size=None):
+def read_images(paths, image_size, channels, resize_size):
     """Image files as the evaluation view sees them: uint8 (count, height, width, channels).
 
     Raises:
@@ -32,7 +34,6 @@ def read_images(paths, image_size, channels, resize_size=None):
     """
     import tensorflow as tf
 
-    from pipeline.dataset import default_resize_size
     from pipeline.views import eval_view
 
     images = []
@@ -41,8 +42,7 @@ def read_images(paths, image_size, channels, resize_size=None):
             raise ValueError(f"There is no file {path}.")
         try:
             encoded = tf.constant(pathlib.Path(path).read_bytes())
-            resize = resize_size or default_resize_size(image_size)
-            images.append(eval_view(encoded, image_size, channels=channels, resize_size=resize).numpy())
+            images.append(eval_view(encoded, image_size, channels=channels, resize_size=resize_size).numpy())
         except tf.errors.InvalidArgumentError:
             raise ValueError(f"{path} is not a JPEG, PNG or WebP image.") from None
     return np.stack(images)
@@ -105,19 +105,24 @@ def draw(model, images, path, seed=0):
 
 
 def main(argv):
-    with commandline.user_mistakes():
-        if (FLAGS.images is None) == (FLAGS.data is None):
+    from keras_mae.training.data_errors import DataError, named_data_errors
+    from keras_mae.training.run_dir import read_description
+
+    with commandline.user_mistakes(ValueError, DataError), named_data_errors():
+        if bool(FLAGS.images) == (FLAGS.data is not None):
             raise ValueError("Give either --images=FILE,FILE or --data=SHARDS.")
+        if pathlib.Path(FLAGS.output).suffix not in FIGURE_FORMATS:
+            raise ValueError(f"--output must end in {', '.join(FIGURE_FORMATS)}. Received: {FLAGS.output}")
         model = load_run(FLAGS.run_dir)
-        size = {
-            "image_size": model.encoder.image_size,
-            "channels": model.encoder.channels,
-            "resize_size": FLAGS.resize_size,
-        }
+        encoder = model.encoder
+        run_resize_size = read_description(pathlib.Path(FLAGS.run_dir))["recipe"]["resize_size"]
+        resize_size = FLAGS.resize_size or run_resize_size or default_resize_size(encoder.image_size)
+        if resize_size < min(encoder.image_size):
+            raise ValueError(f"--resize_size must be at least {min(encoder.image_size)}. Received: {resize_size}")
         if FLAGS.images:
-            images = read_images(FLAGS.images, **size)
+            images = read_images(FLAGS.images, encoder.image_size, encoder.channels, resize_size)
         else:
-            images = read_split(FLAGS.data, FLAGS.split, FLAGS.count, **size)
+            images = read_split(FLAGS.data, FLAGS.split, FLAGS.count, encoder.image_size, encoder.channels, resize_size)
     draw(model, images, FLAGS.output, FLAGS.seed)
     print(f"{FLAGS.output}: {len(images)} images")
     return 0
@@ -129,8 +134,8 @@ def define_flags():
     flags.DEFINE_string("data", None, "Folder of a shard set.")
     flags.DEFINE_string("split", None, "Split of the shard set; unset: val, or the only one.")
     flags.DEFINE_integer("count", 8, "Images of the shard set to draw.", lower_bound=1)
-    flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the 256/224 rule.")
-    flags.DEFINE_integer("seed", 0, "Of the masks.")
+    flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the run's.")
+    flags.DEFINE_integer("seed", 0, "Of the masks.", lower_bound=0)
     flags.DEFINE_string("output", "reconstructions.png", "File of the figure.")
 
 

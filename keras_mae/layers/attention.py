@@ -4,6 +4,15 @@ import keras
 from keras import ops
 
 
+def check_heads(embed_dim, num_heads):
+    """Raises ValueError unless `num_heads` divides `embed_dim`."""
+    if num_heads < 1 or embed_dim % num_heads:
+        raise ValueError(
+            "The width of the tokens must be a multiple of the number of heads. "
+            f"Received: width={embed_dim}, num_heads={num_heads}"
+        )
+
+
 @keras.saving.register_keras_serializable(package="keras_mae")
 class SelfAttention(keras.layers.Layer):
     """Multi-head self-attention.
@@ -33,11 +42,7 @@ class SelfAttention(keras.layers.Layer):
 
     def build(self, input_shape):
         dim = input_shape[-1]
-        if dim % self.num_heads:
-            raise ValueError(
-                "The width of the tokens must be a multiple of the number of heads. "
-                f"Received: width={dim}, num_heads={self.num_heads}"
-            )
+        check_heads(dim, self.num_heads)
         self.head_dim = dim // self.num_heads
         self.qkv = keras.layers.Dense(3 * dim, dtype=self.dtype_policy, name="qkv")
         self.qkv.build(input_shape)

@@ -7,6 +7,7 @@ after it. The embedding is linear in each patch alone, so the result is the same
 import keras
 from keras import ops
 
+from keras_mae.layers.attention import check_heads
 from keras_mae.layers.masking import RandomMasking, gather_tokens, num_visible
 from keras_mae.layers.positions import PositionEmbedding
 from keras_mae.layers.transformer import LAYER_NORM_EPSILON, TransformerBlock
@@ -43,6 +44,7 @@ class Decoder(keras.layers.Layer):
         self.depth = depth
         self.num_heads = num_heads
         self.num_patches = self.grid_size[0] * self.grid_size[1]
+        check_heads(embed_dim, num_heads)
         policy = {"dtype": self.dtype_policy}
         self.embedding = keras.layers.Dense(embed_dim, name="embedding", **policy)
         self.position_embedding = PositionEmbedding(

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_mae.layers.attention import check_heads
 from keras_mae.layers.patches import PatchEmbedding, patchify, unpatchify
 from keras_mae.layers.positions import PositionEmbedding
 from keras_mae.layers.transformer import LAYER_NORM_EPSILON, TransformerBlock
@@ -82,16 +83,17 @@ class VisionTransformer(keras.Model):
         self.pixel_mean = _per_channel("pixel_mean", pixel_mean, channels)
         self.pixel_std = _per_channel("pixel_std", pixel_std, channels)
         self.final_norm = final_norm
+        if min(patch_size, channels, embed_dim, depth) < 1:
+            raise ValueError(
+                "patch_size, channels, embed_dim and depth must be at least 1. Received: "
+                f"patch_size={patch_size}, channels={channels}, embed_dim={embed_dim}, depth={depth}"
+            )
         if any(side <= 0 or side % patch_size for side in self.image_size):
             raise ValueError(
                 "Both sides of the image must be positive multiples of the patch size. "
                 f"Received: image_size={self.image_size}, patch_size={patch_size}"
             )
-        if embed_dim % num_heads:
-            raise ValueError(
-                "The width of the tokens must be a multiple of the number of heads. "
-                f"Received: embed_dim={embed_dim}, num_heads={num_heads}"
-            )
+        check_heads(embed_dim, num_heads)
         self.grid_size = tuple(side // patch_size for side in self.image_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 

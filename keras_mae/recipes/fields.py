@@ -3,6 +3,26 @@
 import dataclasses
 import math
 
+POSITIVE_FIELDS = (
+    "patch_size",
+    "channels",
+    "embed_dim",
+    "depth",
+    "num_heads",
+    "decoder_embed_dim",
+    "decoder_depth",
+    "decoder_num_heads",
+    "batch_size",
+    "epochs",
+    "steps",
+    "base_learning_rate",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+    "log_every_steps",
+    "eval_every_epochs",
+)
+SHARE_FIELDS = ("warmup_share", "beta_1", "beta_2", "layer_decay", "label_smoothing")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -59,7 +79,7 @@ class Recipe:
     flip: bool = True
     resize_size: int | None = None
     seed: int = 0
-    checkpoint_every_steps: int = 500
+    checkpoint_every_steps: int = 100
     keep_checkpoints: int = 2
     log_every_steps: int = 10
     eval_every_epochs: float = 1.0
@@ -70,19 +90,14 @@ class Recipe:
                 "A recipe needs warmup_epochs or warmup_share, not both. "
                 f"Received: warmup_epochs={self.warmup_epochs}, warmup_share={self.warmup_share}"
             )
-        for name in (
-            "batch_size",
-            "epochs",
-            "steps",
-            "checkpoint_every_steps",
-            "keep_checkpoints",
-            "log_every_steps",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
+        for name in POSITIVE_FIELDS:
+            value = getattr(self, name, None)
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} must be above 0. Received: {value}")
-        if self.eval_every_epochs <= 0:
-            raise ValueError(f"eval_every_epochs must be above 0. Received: {self.eval_every_epochs}")
+        for name in SHARE_FIELDS:
+            value = getattr(self, name, None)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} must be at least 0 and at most 1. Received: {value}")
         if self.resize_size is not None and self.resize_size < min(_sides(self.image_size)):
             raise ValueError(
                 "resize_size must be at least the image size, or the centre crop does not fit. "

@@ -49,12 +49,14 @@ class StepLog(StepCallback):
         run_dir: where `metrics.jsonl` lies.
         writer: of TensorBoard.
         every: steps between rows.
+        schedule: step (from 0) -> learning rate.
         batch_size: global batch, for images/s.
         samples: of the training split, for the epoch.
     """
 
-    def __init__(self, start_step, total_steps, *, run_dir: pathlib.Path, writer, every, batch_size, samples):
+    def __init__(self, start_step, total_steps, *, run_dir: pathlib.Path, writer, every, schedule, batch_size, samples):
         super().__init__(start_step, total_steps)
+        self.schedule = schedule
         self.path = run_dir / "metrics.jsonl"
         self.writer = writer
         self.every = every
@@ -80,7 +82,7 @@ class StepLog(StepCallback):
                 "step": self.step,
                 "epoch": self.step * self.batch_size / self.samples,
                 "loss": loss,
-                "learning_rate": float(self.model.optimizer.learning_rate),
+                "learning_rate": float(self.schedule(self.step - 1)),
                 "images_per_second": round(images_per_second, 2),
             }
             append_row(self.path, row)
@@ -184,13 +186,16 @@ class Images(StepCallback):
 
 
 class Checkpointing(StepCallback):
-    """Saves a checkpoint every so many steps and at the end. Stands last in the list, after all logs of its step.
+    """Saves a checkpoint every so many steps, at the end, and when the run is asked to stop.
+
+    Stands last in the list, after all logs of its step.
 
     Args:
         checkpoints: where to.
         every: steps between checkpoints.
-        variables: gives all variables to save.
+        variables: all variables to save.
         state: step -> what else to save.
+        stop_requested: whether to save after this step, and to stop.
     """
 
     def __init__(
@@ -202,13 +207,18 @@ class Checkpointing(StepCallback):
         every,
         variables: list,
         state: Callable[[int], dict],
+        stop_requested: Callable[[], bool],
     ):
         super().__init__(start_step, total_steps)
         self.checkpoints = checkpoints
         self.every = every
         self.variables = variables
         self.state = state
+        self.stop_requested = stop_requested
 
     def after_step(self, logs):
-        if self.is_due(self.every):
+        stop = self.stop_requested()
+        if self.is_due(self.every) or stop:
             self.checkpoints.save(self.step, self.variables, self.state(self.step))
+        if stop and self.step < self.total_steps:
+            raise KeyboardInterrupt

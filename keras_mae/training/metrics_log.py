@@ -1,8 +1,9 @@
 """`metrics.jsonl`: one JSON object a line, cut back to the checkpoint when a run is resumed."""
 
 import json
-import os
 import pathlib
+
+from keras_mae.training.atomic import write_text
 
 
 def read_rows(path: pathlib.Path) -> list[dict]:
@@ -21,9 +22,7 @@ def read_rows(path: pathlib.Path) -> list[dict]:
 def cut_back(path: pathlib.Path, step: int) -> None:
     """Drops the rows after `step` and a torn last line; the file is replaced as a whole."""
     rows = [row for row in read_rows(path) if row["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    os.replace(temporary, path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def append_row(path: pathlib.Path, row: dict) -> None:

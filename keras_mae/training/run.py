@@ -1,10 +1,8 @@
 """The one door to training: a model builder, data and a recipe in; a trained, checkpointed, exported model out."""
 
-import contextlib
 import dataclasses
+import functools
 import pathlib
-import re
-import shutil
 import sys
 from collections.abc import Callable
 
@@ -15,15 +13,12 @@ from keras_mae.recipes import Recipe, peak_learning_rate, total_steps, warmup_st
 from keras_mae.training import run_dir as run_folder
 from keras_mae.training.callbacks import Checkpointing, Evaluation, Images, NonFiniteLossError, StepLog
 from keras_mae.training.checkpoints import CheckpointError, Checkpoints
+from keras_mae.training.data_errors import DataError, named_data_errors
+from keras_mae.training.interruption import stop_requests
 from keras_mae.training.metrics_log import cut_back
 from keras_mae.training.schedules import WarmupCosine
 from keras_mae.training.strategy import dtype_policy, make_strategy, set_determinism, split_cpu
 from keras_mae.training.trainer import Trainer, weighted_means
-
-
-class DataError(RuntimeError):
-    """The data could not be read while training; the last checkpoint stays as it was."""
-
 
 RUN_ERRORS = (run_folder.RunDirError, CheckpointError, NonFiniteLossError, DataError)
 
@@ -55,12 +50,16 @@ class Data:
         samples: in the training split.
         identity: JSON values that tell this data from other data (fingerprint, split); kept in recipe.json.
         train: step -> endless dataset that starts with that step's batch.
+        state: step -> place in the data after so many batches, JSON values; kept in checkpoints.
+        preview: count -> features of the first few images, for pictures.
         validation: -> one pass of padded batches (features, labels, weights); None where there is no such split.
     """
 
     samples: int
     identity: dict
     train: Callable[[int], tf.data.Dataset]
+    state: Callable[[int], dict]
+    preview: Callable[[int], dict]
     validation: Callable[[], tf.data.Dataset] | None = None
 
 
@@ -83,14 +82,27 @@ class Task:
     draw: Callable | None = None
 
 
-def start_devices(options: RunOptions, recipe: Recipe) -> tf.distribute.Strategy:
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """What `start_devices` started.
+
+    Attributes:
+        strategy: of tf.distribute.
+        policy: Keras dtype policy of the model.
+    """
+
+    strategy: tf.distribute.Strategy
+    policy: keras.DTypePolicy
+
+
+def start_devices(options: RunOptions, recipe: Recipe) -> Devices:
     """Sets determinism and seeds, and starts the devices. To be called before anything else of TensorFlow.
 
     Raises:
         ValueError: unknown option, or a batch size that the replicas do not divide.
     """
     if options.virtual_cpus != 1:
-        split_cpu(options.virtual_cpus)
+        split_cpu(options.virtual_cpus, options.strategy)
     set_determinism(options.deterministic)
     strategy = make_strategy(options.strategy)
     replicas = strategy.num_replicas_in_sync
@@ -100,16 +112,18 @@ def start_devices(options: RunOptions, recipe: Recipe) -> tf.distribute.Strategy
             f"Received: batch_size={recipe.batch_size}, replicas={replicas}"
         )
     keras.utils.set_random_seed(recipe.seed)
-    return strategy
+    return Devices(strategy, dtype_policy(options.precision))
 
 
-def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, strategy: tf.distribute.Strategy) -> None:
+def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, devices: Devices) -> None:
     """Trains with `fit` from the newest checkpoint (or from the start) to the recipe's last step, then exports.
 
     Raises:
         RunDirError: the run folder holds another run, or is in use.
         CheckpointError: the checkpoints do not fit.
         NonFiniteLossError: the loss became NaN or infinite.
+        DataError: damaged data.
+        KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and saved.
     """
     folder = pathlib.Path(options.run_dir)
     steps = total_steps(recipe, data.samples)
@@ -119,48 +133,55 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, strategy: t
         "data": data.identity,
         "total_steps": steps,
     }
-    with run_folder.locked(folder):
+    with run_folder.locked(folder), stop_requests() as stop_requested:
         run_folder.claim(folder, description)
-        with strategy.scope():
-            trainer = _build_trainer(task, recipe, data, dtype_policy(options.precision))
+        with devices.strategy.scope():
+            trainer, schedule = _build_trainer(task, recipe, data, devices.policy)
         checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
         # Weights, not seed states: the batches bring every random number with them.
         variables = [*trainer.model.weights, *trainer.optimizer.variables]
-        state = checkpoints.restore(variables)
-        start = state["step"] if state else 0
+        start = _resume(checkpoints, variables, data)
         cut_back(folder / "metrics.jsonl", start)
-        if start >= steps and (folder / "export").exists():
-            print(f"{folder}: this run is finished ({start} steps); its models are in {folder / 'export'}")
-            return
+        export = folder / "export"
         if start < steps:
-            _say_start(task, recipe, data, strategy, start, steps)
-            shutil.rmtree(folder / "export", ignore_errors=True)
-            callbacks = _callbacks(task, recipe, data, trainer, strategy, start, steps, folder, checkpoints, variables)
-            trainer.fit(
-                data.train(start),
-                steps_per_epoch=steps - start,
-                callbacks=callbacks,
-                verbose=0,
-                shuffle=False,
-            )
-        task.export(trainer.model, folder / "export")
-    print(f"{folder}: finished {steps} steps; models in {folder / 'export'}, log in {folder / 'metrics.jsonl'}")
+            _say_start(task, recipe, data, devices.strategy, start, steps)
+            common = {"start_step": start, "total_steps": steps}
+            callbacks = [
+                *_log_callbacks(task, recipe, data, trainer, devices.strategy, schedule, folder, common),
+                Checkpointing(
+                    **common,
+                    checkpoints=checkpoints,
+                    every=recipe.checkpoint_every_steps,
+                    variables=variables,
+                    state=lambda step: {"data": data.state(step)},
+                    stop_requested=stop_requested,
+                ),
+            ]
+            with named_data_errors():
+                trainer.fit(
+                    data.train(start), steps_per_epoch=steps - start, callbacks=callbacks, verbose=0, shuffle=False
+                )
+        elif export.exists() and export.stat().st_mtime_ns >= checkpoints.paths()[-1].stat().st_mtime_ns:
+            print(f"{folder}: this run is finished ({start} steps); its models are in {export}")
+            return
+        task.export(trainer.model, export)
+    print(f"{folder}: finished {steps} steps; models in {export}, log in {folder / 'metrics.jsonl'}")
 
 
-@contextlib.contextmanager
-def _named_data_errors():
-    """Turns what the input pipeline asserts about damaged data into one sentence."""
-    try:
-        yield
-    except tf.errors.InvalidArgumentError as error:
-        assertion = re.search(r"assertion failed: (\[.*\])", error.message)
-        if assertion is None:
-            raise
-        sentence = " ".join(part.replace("\\'", "'") for part in re.findall(r"\[(.*?)\]", assertion[1]))
-        raise DataError(f"{sentence}. tools.verify_shards names damaged shards.") from error
+def _resume(checkpoints: Checkpoints, variables: list, data: Data) -> int:
+    """Restores the newest checkpoint; returns the number of steps done."""
+    state = checkpoints.restore(variables)
+    if state is None:
+        return 0
+    if state["data"] != data.state(state["step"]):
+        raise CheckpointError(
+            f"The checkpoint of step {state['step']} stands elsewhere in the data. "
+            f"Expected: {data.state(state['step'])}. Received: {state['data']}"
+        )
+    return state["step"]
 
 
-def _build_trainer(task, recipe, data, policy) -> Trainer:
+def _build_trainer(task, recipe, data, policy) -> tuple[Trainer, WarmupCosine]:
     """Model, optimizer and their variables, in the strategy's scope."""
     model = task.build_model(policy)
     model.build()
@@ -177,67 +198,45 @@ def _build_trainer(task, recipe, data, policy) -> Trainer:
     one_device = tf.distribute.get_strategy().num_replicas_in_sync == 1
     trainer = Trainer(model, xla=on_gpu or (one_device and policy.compute_dtype == "float32"))
     trainer.compile(optimizer=optimizer, jit_compile=False)  # XLA is inside the step; Keras' own would clash
-    return trainer
+    return trainer, schedule
 
 
-def _callbacks(task, recipe, data, trainer, strategy, start, steps, folder, checkpoints, variables) -> list:
-    """Logs first, checkpoint last: a checkpoint's step has all its rows in the log."""
+def _log_callbacks(task, recipe, data, trainer, strategy, schedule, folder, common) -> list:
+    """Log, evaluation and pictures."""
     writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
     every = max(1, round(recipe.eval_every_epochs * data.samples / recipe.batch_size))
     callbacks = [
         StepLog(
-            start,
-            steps,
+            **common,
             run_dir=folder,
             writer=writer,
             every=recipe.log_every_steps,
+            schedule=schedule,
             batch_size=recipe.batch_size,
             samples=data.samples,
         )
     ]
     if data.validation is not None:
-        callbacks.append(
-            Evaluation(
-                start,
-                steps,
-                run_dir=folder,
-                writer=writer,
-                every=every,
-                evaluate=lambda: weighted_means(trainer.model, data.validation(), strategy),
-            )
-        )
+        evaluate = functools.partial(_evaluate, trainer.model, data, strategy)
+        callbacks.append(Evaluation(**common, run_dir=folder, writer=writer, every=every, evaluate=evaluate))
     if task.draw is not None:
-        features = _first_features(data)
-        callbacks.append(
-            Images(start, steps, writer=writer, every=every, draw=lambda: task.draw(trainer.model, features))
-        )
-    callbacks.append(
-        Checkpointing(
-            start,
-            steps,
-            checkpoints=checkpoints,
-            every=recipe.checkpoint_every_steps,
-            variables=variables,
-            state=lambda step: {"data": _data_state(recipe, data, step)},
-        )
-    )
+        draw = functools.partial(task.draw, trainer.model, data.preview(8))
+        callbacks.append(Images(**common, writer=writer, every=every, draw=draw))
     return callbacks
 
 
-def _data_state(recipe: Recipe, data: Data, step: int) -> dict:
-    """Place in the endless sequence of samples after `step` batches."""
-    epoch, position = divmod(step * recipe.batch_size, data.samples)
-    return {"seed": recipe.seed, "epoch": epoch, "position": position}
-
-
-def _first_features(data: Data, count: int = 8) -> dict:
-    """The first few samples of the validation split (or of the training order), for pictures."""
-    batch = next(iter(data.validation() if data.validation else data.train(0)))
-    features = batch[0] if isinstance(batch, tuple) else batch
-    return {name: value[:count] for name, value in features.items()}
+def _evaluate(model, data: Data, strategy) -> dict[str, float]:
+    return weighted_means(model, data.validation(), strategy)
 
 
 def _say_start(task, recipe, data, strategy, start, steps) -> None:
+    warmup = warmup_steps(recipe, data.samples)
+    if warmup >= steps:
+        print(
+            f"WARNING: the warmup of {warmup:.0f} steps outlasts the run of {steps}: the learning rate never reaches "
+            "its peak. --warmup_share=.05 ties the warmup to the run.",
+            file=sys.stderr,
+        )
     print(
         f"{task.command}: {data.samples} images, global batch {recipe.batch_size} on "
         f"{strategy.num_replicas_in_sync} replica(s), "

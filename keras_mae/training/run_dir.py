@@ -3,9 +3,12 @@
 import contextlib
 import fcntl
 import json
-import os
 import pathlib
 from collections.abc import Iterator
+
+from keras_mae.training.atomic import write_text
+
+NAME = "recipe.json"
 
 # What may differ when a run goes on: its length, which may only grow, and how it is logged.
 GROWING = "total_steps"
@@ -39,33 +42,52 @@ def locked(run_dir: pathlib.Path) -> Iterator[None]:
         yield
 
 
-def claim(run_dir: pathlib.Path, description: dict) -> bool:
+def claim(run_dir: pathlib.Path, description: dict) -> None:
     """Writes `recipe.json` of a new run, or checks that the folder holds this very run.
+
+    A run that has no checkpoint yet has nothing to lose: its recipe is replaced.
 
     Args:
         run_dir: the run folder.
         description: {"command", "recipe": {field: value}, "data": {...}, ...}, JSON values.
 
-    Returns:
-        Whether the run was there already.
-
     Raises:
         RunDirError: the folder holds a run that differs in a field that may not change; names fields and values.
     """
-    path = run_dir / "recipe.json"
     description = json.loads(json.dumps(description))
-    resumed = path.exists()
-    if resumed:
-        differences = list(_differences(json.loads(path.read_text()), description))
+    old = read_description(run_dir)
+    if old is not None and any((run_dir / "checkpoints").glob("step-*.npz")):
+        differences = list(_differences(old, description))
         if differences:
             raise RunDirError(
                 f"{run_dir} holds another run: {'; '.join(differences)}. Choose another --run_dir, or repeat the "
                 "run's own flags (recipe.json has them)."
             )
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(description, indent=2) + "\n")
-    os.replace(temporary, path)
-    return resumed
+    write_text(run_dir / NAME, json.dumps(description, indent=2) + "\n")
+
+
+def read_description(run_dir: pathlib.Path) -> dict | None:
+    """What `claim` wrote; None where the folder holds no run.
+
+    Raises:
+        RunDirError: recipe.json is damaged.
+    """
+    path = run_dir / NAME
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise RunDirError(f"{path} is damaged: {error}.") from None
+
+
+def description_above(path: pathlib.Path) -> dict | None:
+    """The description of the run that a path lies in: a run folder, its export, or a model in there."""
+    for folder in (path, *path.resolve().parents[:2]):
+        description = read_description(folder)
+        if description is not None:
+            return description
+    return None
 
 
 def _differences(old: dict, new: dict, prefix: str = "") -> Iterator[str]:

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import shutil
+import zipfile
 
 import keras
 import numpy as np
@@ -16,6 +17,8 @@ import tensorflow as tf
 
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
 
+# What the loaders of Keras and TensorFlow raise for files that are cut, mixed up, or of another kind.
+LOAD_ERRORS = (ValueError, OSError, TypeError, LookupError, zipfile.BadZipFile, tf.errors.OpError)
 STRUCTURE = pathlib.Path("assets.extra", "keras_mae.json")
 
 
@@ -36,16 +39,16 @@ def export(model, folder: str | os.PathLike) -> None:
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model = float32_copy(model)
+    model = copy_with_dtype(model, "float32")
     model.save(partial / f"{model.name}.keras")
     write_saved_model(model, partial / "saved_model")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
 
-def float32_copy(model):
-    """The same model with the same weights, of policy float32."""
-    copy = type(model).from_config(_with_dtype(model.get_config(), "float32"))
+def copy_with_dtype(model, dtype):
+    """The same model with the same weights, of another dtype policy."""
+    copy = type(model).from_config(_with_dtype(model.get_config(), dtype))
     copy.build()
     copy_weights(model, copy)
     return copy
@@ -200,7 +203,7 @@ class SavedModelLayer(keras.layers.TFSMLayer):
 def _load_keras(path: pathlib.Path):
     try:
         return keras.saving.load_model(path, compile=False)
-    except (ValueError, OSError, TypeError) as error:
+    except LOAD_ERRORS as error:
         raise SavedModelError(f"{path} cannot be loaded as a Keras model: {error}") from error
 
 
@@ -209,13 +212,16 @@ def _load_saved_model(folder: pathlib.Path):
         raise SavedModelError(
             f"{folder} is a SavedModel without {STRUCTURE}: it was not written by keras_mae, or it was copied in part."
         )
-    structure = json.loads((folder / STRUCTURE).read_text())
-    model = keras.saving.deserialize_keras_object(structure["model"])
-    model.build()
-    loaded = tf.saved_model.load(str(folder)).variables
-    arrays = dict(zip(structure["variables"], loaded, strict=True))
-    for name, variable in named_weights(model).items():
-        variable.assign(arrays[name])
+    try:
+        structure = json.loads((folder / STRUCTURE).read_text())
+        model = keras.saving.deserialize_keras_object(structure["model"])
+        model.build()
+        loaded = tf.saved_model.load(str(folder)).variables
+        arrays = dict(zip(structure["variables"], loaded, strict=True))
+        for name, variable in named_weights(model).items():
+            variable.assign(arrays[name])
+    except LOAD_ERRORS as error:
+        raise SavedModelError(f"{folder} is damaged: {error}") from error
     return model
 
 

@@ -10,15 +10,19 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 DETERMINISTIC = ("auto", "true", "false")
 
 
-def split_cpu(count: int) -> None:
-    """Splits the CPU into `count` logical devices, to try a strategy without several GPUs.
+def split_cpu(count: int, strategy: str) -> None:
+    """Splits the CPU into `count` logical devices, to try `strategy` without several GPUs.
 
     Raises:
-        ValueError: `count` is below 1.
+        ValueError: `count` is below 1, or nothing would use the devices.
         RuntimeError: TensorFlow has already started.
     """
     if count < 1:
         raise ValueError(f"virtual_cpus must be at least 1. Received: {count}")
+    if strategy != "mirrored" or tf.config.list_physical_devices("GPU"):
+        raise ValueError(
+            "virtual_cpus is for strategy=mirrored on a machine without GPUs; nothing would use them here."
+        )
     cpu = tf.config.list_physical_devices("CPU")[0]
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
 

@@ -10,7 +10,7 @@ from tools.make_shards import make_shards
 
 @pytest.fixture(scope="session")
 def halves_set(tmp_path_factory):
-    """44 grey images, bright on the left or on the right: splits train (36) and val (8)."""
+    """44 grey images, bright on the left or on the right: splits train (35) and val (9)."""
     folder = tmp_path_factory.mktemp("halves")
     rng = np.random.default_rng(0)
     for number in range(44):

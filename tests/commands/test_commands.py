@@ -88,27 +88,27 @@ def test_fine_tuning_learns_and_moves_the_encoder(pretrained, halves_set, tmp_pa
     moved = [not np.array_equal(a, b) for a, b in zip(before.weights, after.weights, strict=True)]
     assert all(moved)
     output = tmp_path / "results.json"
-    command = (f"--model={run_dir}", f"--data={halves_set}", f"--output={output}", "--batch_size=3")
+    command = (f"--run_dir={run_dir}", f"--data={halves_set}", f"--output={output}", "--batch_size=3")
     assert run_command(evaluate, *command) == 0
     results = json.loads(output.read_text())
-    assert (results["split"], results["samples"]) == ("val", 8)
+    assert (results["split"], results["samples"]) == ("val", 9)
     logged = [row["val_accuracy"] for row in read_rows(run_dir / "metrics.jsonl") if "val_accuracy" in row][-1]
     assert results["accuracy"] == pytest.approx(logged)
-    check = (f"--export={run_dir / 'export'}", f"--data={halves_set}", "--resize_size=8")
+    check = (f"--export={run_dir / 'export'}", f"--data={halves_set}")
     assert run_command(check_saved_model, *check) == 0
-    assert "equal to the Keras model on 8 images" in capsys.readouterr().out
+    assert "equal to the Keras model on 9 images" in capsys.readouterr().out
 
 
 def test_reconstruct_draws_a_figure(pretrained, halves_set, tmp_path):
     output = tmp_path / "figure.png"
-    flags = (f"--run_dir={pretrained}", f"--output={output}", "--resize_size=8")
+    flags = (f"--run_dir={pretrained}", f"--output={output}")
     assert run_command(reconstruct, *flags, f"--data={halves_set}", "--count=3") == 0
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
 REFUSED = {
     "unknown recipe": (("--recipe=vit_enormous",), "Unknown recipe. Expected one of: vit_tiny, vit_small"),
-    "image size": (("--image_size=9",), "multiples of the patch size"),
+    "image size": (("--image_size=7",), "multiples of the patch size"),
     "two warmups": (("--warmup_epochs=1", "--warmup_share=.1"), "warmup_epochs or warmup_share, not both"),
     "mask ratio": (("--mask_ratio=1",), "mask_ratio is the share of patches removed"),
     "batch size": (("--batch_size=0",), "batch_size must be above 0"),
@@ -118,6 +118,10 @@ REFUSED = {
     "precision": (("--precision=float8",), "precision must be one of"),
     "missing shards": (("--data=/nowhere/at/all",), "/nowhere/at/all"),
     "split": (("--split=test",), "test"),
+    "patch size": (("--patch_size=0",), "patch_size must be above 0"),
+    "epochs": (("--epochs=nan",), "epochs must be above 0. Received: nan"),
+    "decoder heads": (("--decoder_num_heads=3",), "multiple of the number of heads"),
+    "virtual devices": (("--virtual_cpus=2",), "virtual_cpus is for strategy=mirrored"),
 }
 
 
@@ -171,4 +175,4 @@ def test_a_damaged_image_is_named(halves_set, tmp_path, capsys):
     flags = (f"--data={shards}", f"--run_dir={tmp_path / 'run'}", "--steps=6")
     assert run_command(pretrain, *TINY, *TINY_DECODER, *flags) == 1
     error = capsys.readouterr().err
-    assert "ERROR: A sample of split 'train' cannot be decoded" in error and "train-000000.tar" in error
+    assert "cannot be read: A sample of split 'train' cannot be decoded" in error and "train-000000.tar" in error

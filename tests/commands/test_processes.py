@@ -54,7 +54,7 @@ import pipeline
 from keras_mae.models import MaskedAutoencoder, VisionTransformer
 from keras_mae.training.strategy import make_strategy, split_cpu
 
-split_cpu(2)
+split_cpu(2, "mirrored")
 strategy = make_strategy("mirrored")
 with strategy.scope():
     encoder = VisionTransformer(8, 2, 1, 16, 2, 2, pixel_mean=.5, pixel_std=.5)

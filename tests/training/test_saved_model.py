@@ -1,6 +1,7 @@
 """SavedModels: the contract, and the three ways to build on one, in each of which the encoder learns."""
 
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -151,3 +152,21 @@ def test_a_saved_model_of_others_is_refused(tmp_path, exported):
             load_model(folder / "saved_model")
     finally:
         structure.write_text(content)
+
+
+@pytest.mark.parametrize("damage", ["cut variables", "no variables", "bad structure", "cut keras file"])
+def test_a_damaged_model_is_refused_in_one_sentence(tmp_path, exported, damage):
+    folder = shutil.copytree(exported[0], tmp_path / "export")
+    variables = folder / "saved_model" / "variables" / "variables.data-00000-of-00001"
+    path = folder / "saved_model"
+    if damage == "cut variables":
+        variables.write_bytes(variables.read_bytes()[:1000])
+    elif damage == "no variables":
+        variables.unlink()
+    elif damage == "bad structure":
+        (path / STRUCTURE).write_text("{")
+    else:
+        path = folder / "encoder.keras"
+        path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(SavedModelError, match=str(path)):
+        load_model(path)
