@@ -51,7 +51,7 @@ def batch_samples(
         is_other = tf.not_equal(expected, received)
         index = expected[tf.argmax(tf.cast(is_other, tf.int32))]
         file = tf.constant(files)[tf.searchsorted(ends, index[tf.newaxis], side="right")[0]]
-        what = f"A sample of split {split.name!r} cannot be decoded (TF_CPP_MIN_LOG_LEVEL=1 shows why). Its index, shard:"
+        what = f"A sample of split {split.name!r} cannot be decoded (why: TF_CPP_MIN_LOG_LEVEL=1). Its index, shard:"
         return tf.debugging.Assert(tf.logical_not(tf.reduce_any(is_other)), [what, index, file])
 
     groups = samples.batch(min(GROUP_SAMPLES, batch_size))
