@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from keras_mae.layers.transformer import LAYER_NORM_EPSILON
+from keras_mae.models.weighted_mean import weighted_mean
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -81,11 +82,7 @@ class Classifier(keras.Model):
         return ops.categorical_crossentropy(targets, outputs, from_logits=True)  # (B,)
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        losses = self.sample_losses(x, y, y_pred, training=training)
-        if sample_weight is None:
-            return ops.mean(losses)
-        weights = ops.cast(sample_weight, losses.dtype)
-        return ops.divide_no_nan(ops.sum(losses * weights), ops.sum(weights))
+        return weighted_mean(self.sample_losses(x, y, y_pred, training=training), sample_weight)
 
     def get_config(self):
         return {

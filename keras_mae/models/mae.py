@@ -12,6 +12,7 @@ from keras_mae.layers.masking import RandomMasking, gather_tokens, num_visible
 from keras_mae.layers.positions import PositionEmbedding
 from keras_mae.layers.transformer import LAYER_NORM_EPSILON, TransformerBlock
 from keras_mae.models.targets import normalized_pixels, pixel_statistics
+from keras_mae.models.weighted_mean import weighted_mean
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -191,11 +192,7 @@ class MaskedAutoencoder(keras.Model):
         return {"loss": self.sample_losses(features, labels, outputs)}
 
     def compute_loss(self, x=None, y=None, y_pred=None, sample_weight=None, training=True):
-        losses = self.sample_losses(x, y, y_pred)
-        if sample_weight is None:
-            return ops.mean(losses)
-        weights = ops.cast(sample_weight, losses.dtype)
-        return ops.divide_no_nan(ops.sum(losses * weights), ops.sum(weights))
+        return weighted_mean(self.sample_losses(x, y, y_pred), sample_weight)
 
     def reconstruct(self, features):
         """Images for looking at: what the encoder sees, and what the decoder makes of it.

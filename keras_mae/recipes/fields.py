@@ -31,7 +31,7 @@ class Recipe:
     Attributes:
         image_size: side in pixels, or height,width.
         patch_size: side of a patch in pixels.
-        channels: 1 or 3.
+        channels: of the images, 1 (grey) or 3 (RGB).
         pixel_mean: per channel on the scale 0..1; one value serves all channels.
         pixel_std: per channel on the scale 0..1; one value serves all channels.
         embed_dim: width of the encoder.
@@ -151,7 +151,7 @@ def override(recipe: Recipe, values: dict) -> Recipe:
         raise ValueError("Give warmup_epochs or warmup_share, not both.")
     if "warmup_epochs" in values:
         values = {**values, "warmup_share": None}
-    if "warmup_share" in values:
+    elif "warmup_share" in values:
         values = {**values, "warmup_epochs": None}
     if "epochs" in values and "steps" not in values:
         values = {**values, "steps": None}

@@ -13,6 +13,7 @@ scratch is the best of three; docs/demo.md has the figures (measured).
 import dataclasses
 
 from keras_mae.recipes.fields import Recipe
+from keras_mae.recipes.sizes import SIZES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,63 +34,30 @@ class FinetuneRecipe(Recipe):
     label_smoothing: float = 0.1
 
 
+SMALL_MACHINES = {"batch_size": 256, "epochs": 100, "warmup_share": 0.05, "base_learning_rate": 1e-3}
+PUBLISHED = {"batch_size": 1024, "warmup_epochs": 5}
 DIGITS = FinetuneRecipe(
-    image_size=28,
-    patch_size=4,
-    channels=1,
-    pixel_mean=(0.5,),
-    pixel_std=(0.5,),
-    embed_dim=96,
-    depth=4,
-    num_heads=4,
+    **SIZES["digits"],
     batch_size=64,
     steps=200,
     warmup_share=0.1,
     base_learning_rate=8e-3,
     min_area=0.5,
     flip=False,
-    resize_size=28,
     eval_every_epochs=32,
 )
 
 FINETUNE_RECIPES = {
-    "vit_tiny": FinetuneRecipe(
-        embed_dim=192,
-        num_heads=3,
-        batch_size=256,
-        epochs=100,
-        warmup_share=0.05,
-        base_learning_rate=1e-3,
+    "vit_tiny": FinetuneRecipe(**SIZES["vit_tiny"], **SMALL_MACHINES),
+    "vit_small": FinetuneRecipe(**SIZES["vit_small"], **SMALL_MACHINES),
+    "vit_base": FinetuneRecipe(
+        **SIZES["vit_base"], **PUBLISHED, epochs=100, base_learning_rate=5e-4, layer_decay=0.65, drop_path_rate=0.1
     ),
-    "vit_small": FinetuneRecipe(
-        embed_dim=384,
-        num_heads=6,
-        batch_size=256,
-        epochs=100,
-        warmup_share=0.05,
-        base_learning_rate=1e-3,
-    ),
-    "vit_base": FinetuneRecipe(batch_size=1024, epochs=100, warmup_epochs=5, base_learning_rate=5e-4, layer_decay=0.65),
     "vit_large": FinetuneRecipe(
-        embed_dim=1024,
-        depth=24,
-        num_heads=16,
-        batch_size=1024,
-        epochs=50,
-        warmup_epochs=5,
-        base_learning_rate=1e-3,
-        drop_path_rate=0.2,
+        **SIZES["vit_large"], **PUBLISHED, epochs=50, base_learning_rate=1e-3, layer_decay=0.75, drop_path_rate=0.2
     ),
     "vit_huge": FinetuneRecipe(
-        embed_dim=1280,
-        depth=32,
-        num_heads=16,
-        patch_size=14,
-        batch_size=1024,
-        epochs=50,
-        warmup_epochs=5,
-        base_learning_rate=1e-3,
-        drop_path_rate=0.3,
+        **SIZES["vit_huge"], **PUBLISHED, epochs=50, base_learning_rate=1e-3, layer_decay=0.75, drop_path_rate=0.3
     ),
     "digits": DIGITS,
     "digits_scratch": dataclasses.replace(DIGITS, base_learning_rate=8e-3, layer_decay=1.0),

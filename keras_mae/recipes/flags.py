@@ -10,19 +10,23 @@ from absl import flags
 from keras_mae.recipes.fields import Recipe, override
 
 
-def define_recipe_flags(recipes: Mapping[str, Recipe]) -> None:
+def define_recipe_flags(recipes: Mapping[str, Recipe], flag_values: flags.FlagValues | None = None) -> None:
     """Defines `--recipe` and one flag for each field of the recipes.
 
     A field's flag is unset by default: the recipe's value holds unless the user gives another.
 
     Args:
         recipes: name -> recipe, all of one class.
+        flag_values: where to define them; None: the global ones.
     """
-    flags.DEFINE_string("recipe", "vit_base", f"Recipe to start from: {', '.join(recipes)}.")
+    where = {} if flag_values is None else {"flag_values": flag_values}
+    text = f"Recipe to start from: {', '.join(recipes)}."
+    flags.DEFINE_string("recipe", "vit_base", text, **where)
     recipe_class = type(next(iter(recipes.values())))
     texts = _field_texts(recipe_class)
     for field in dataclasses.fields(recipe_class):
-        _definer(field.name, typing.get_type_hints(recipe_class)[field.name])(field.name, None, texts[field.name])
+        define = _definer(field.name, typing.get_type_hints(recipe_class)[field.name])
+        define(field.name, None, texts[field.name], **where)
 
 
 def recipe_from_flags(recipes: Mapping[str, Recipe], values: flags.FlagValues) -> Recipe:

@@ -13,6 +13,7 @@ error of plain pixels about .20. docs/demo.md has what it is worth in accuracy.
 import dataclasses
 
 from keras_mae.recipes.fields import Recipe
+from keras_mae.recipes.sizes import SIZES
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -34,41 +35,22 @@ class PretrainRecipe(Recipe):
     norm_pix_loss: bool = True
 
 
+SMALL_MACHINES = {
+    "decoder_depth": 4,
+    "batch_size": 256,
+    "epochs": 200,
+    "warmup_share": 0.05,
+    "base_learning_rate": 1.5e-3,
+}
+
 PRETRAIN_RECIPES = {
-    "vit_tiny": PretrainRecipe(
-        embed_dim=192,
-        num_heads=3,
-        decoder_embed_dim=128,
-        decoder_depth=4,
-        decoder_num_heads=4,
-        batch_size=256,
-        epochs=200,
-        warmup_share=0.05,
-        base_learning_rate=1.5e-3,
-    ),
-    "vit_small": PretrainRecipe(
-        embed_dim=384,
-        num_heads=6,
-        decoder_embed_dim=256,
-        decoder_depth=4,
-        decoder_num_heads=8,
-        batch_size=256,
-        epochs=200,
-        warmup_share=0.05,
-        base_learning_rate=1.5e-3,
-    ),
-    "vit_base": PretrainRecipe(warmup_epochs=40),
-    "vit_large": PretrainRecipe(embed_dim=1024, depth=24, num_heads=16, warmup_epochs=40),
-    "vit_huge": PretrainRecipe(embed_dim=1280, depth=32, num_heads=16, patch_size=14, warmup_epochs=40),
+    "vit_tiny": PretrainRecipe(**SIZES["vit_tiny"], **SMALL_MACHINES, decoder_embed_dim=128, decoder_num_heads=4),
+    "vit_small": PretrainRecipe(**SIZES["vit_small"], **SMALL_MACHINES, decoder_embed_dim=256, decoder_num_heads=8),
+    "vit_base": PretrainRecipe(**SIZES["vit_base"], warmup_epochs=40),
+    "vit_large": PretrainRecipe(**SIZES["vit_large"], warmup_epochs=40),
+    "vit_huge": PretrainRecipe(**SIZES["vit_huge"], warmup_epochs=40),
     "digits": PretrainRecipe(
-        image_size=28,
-        patch_size=4,
-        channels=1,
-        pixel_mean=(0.5,),
-        pixel_std=(0.5,),
-        embed_dim=96,
-        depth=4,
-        num_heads=4,
+        **SIZES["digits"],
         decoder_embed_dim=64,
         decoder_depth=1,
         decoder_num_heads=4,
@@ -79,7 +61,6 @@ PRETRAIN_RECIPES = {
         base_learning_rate=3e-3,
         min_area=0.5,
         flip=False,
-        resize_size=28,
         eval_every_epochs=10,
     ),
 }

@@ -1,0 +1,119 @@
+"""Recipes against the published values, and the arithmetic that follows from their fields."""
+
+import dataclasses
+
+import pytest
+from absl import flags
+
+from keras_mae.models import VIT_SIZES
+from keras_mae.recipes import (
+    FINETUNE_RECIPES,
+    PRETRAIN_RECIPES,
+    define_recipe_flags,
+    peak_learning_rate,
+    recipe_from_flags,
+    total_steps,
+    warmup_steps,
+)
+from keras_mae.recipes.fields import override
+
+
+@pytest.mark.parametrize("recipes", [PRETRAIN_RECIPES, FINETUNE_RECIPES])
+@pytest.mark.parametrize("size", VIT_SIZES)
+def test_recipes_have_the_usual_sizes(recipes, size):
+    recipe = recipes[f"vit_{size}"]
+    assert {name: getattr(recipe, name) for name in VIT_SIZES[size]} == VIT_SIZES[size]
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+def test_pretraining_is_as_published(size):
+    recipe = PRETRAIN_RECIPES[f"vit_{size}"]
+    assert peak_learning_rate(recipe) == pytest.approx(2.4e-3)  # 1.5e-4 x 4096 / 256
+    assert (recipe.batch_size, recipe.epochs, recipe.warmup_epochs) == (4096, 800, 40)
+    assert (recipe.weight_decay, recipe.beta_1, recipe.beta_2) == (0.05, 0.9, 0.95)
+    assert (recipe.decoder_embed_dim, recipe.decoder_depth, recipe.decoder_num_heads) == (512, 8, 16)
+    assert (recipe.mask_ratio, recipe.norm_pix_loss, recipe.min_area) == (0.75, True, 0.2)
+
+
+@pytest.mark.parametrize(
+    ("size", "epochs", "rate", "layer_decay", "drop_path"),
+    [("base", 100, 2e-3, 0.65, 0.1), ("large", 50, 4e-3, 0.75, 0.2), ("huge", 50, 4e-3, 0.75, 0.3)],
+)
+def test_fine_tuning_is_as_published(size, epochs, rate, layer_decay, drop_path):
+    recipe = FINETUNE_RECIPES[f"vit_{size}"]
+    assert peak_learning_rate(recipe) == pytest.approx(rate)
+    assert (recipe.batch_size, recipe.epochs, recipe.warmup_epochs) == (1024, epochs, 5)
+    assert (recipe.layer_decay, recipe.drop_path_rate, recipe.label_smoothing) == (layer_decay, drop_path, 0.1)
+    assert (recipe.weight_decay, recipe.beta_2, recipe.min_learning_rate) == (0.05, 0.999, 1e-6)
+
+
+def test_scratch_on_digits_differs_only_in_rate_and_layer_decay():
+    a, b = (dataclasses.asdict(FINETUNE_RECIPES[name]) for name in ("digits", "digits_scratch"))
+    assert {name for name in a if a[name] != b[name]} <= {"base_learning_rate", "layer_decay"}
+
+
+def test_steps_round_up_and_warmup_is_fractional():
+    recipe = override(PRETRAIN_RECIPES["vit_base"], {"epochs": 1.5, "batch_size": 8, "warmup_epochs": 0.5})
+    assert total_steps(recipe, samples=10) == 2  # ceil(1.5 x 10 / 8)
+    assert warmup_steps(recipe, samples=10) == pytest.approx(0.625)
+
+
+def test_steps_override_epochs_and_share_scales_with_them():
+    recipe = override(PRETRAIN_RECIPES["vit_tiny"], {"steps": 60})
+    assert total_steps(recipe, samples=10**6) == 60
+    assert warmup_steps(recipe, samples=10**6) == pytest.approx(3.0)
+
+
+def test_one_kind_of_warmup_clears_the_other():
+    recipe = override(PRETRAIN_RECIPES["vit_base"], {"warmup_share": 0.1})
+    assert (recipe.warmup_share, recipe.warmup_epochs) == (0.1, None)
+
+
+def parse(*arguments):
+    values = flags.FlagValues()
+    define_recipe_flags(PRETRAIN_RECIPES, values)
+    values(["command", *arguments])
+    return values
+
+
+def test_every_field_is_a_flag_with_a_text():
+    values = parse()
+    for field in dataclasses.fields(PRETRAIN_RECIPES["vit_base"]):
+        assert values[field.name].value is None
+        assert len(values[field.name].help) > 10
+
+
+def test_flags_override_fields_by_type():
+    values = parse(
+        "--recipe=vit_tiny",
+        "--image_size=32,64",
+        "--pixel_mean=.1,.2,.3",
+        "--nonorm_pix_loss",
+        "--epochs=2.5",
+        "--steps=7",
+    )
+    recipe = recipe_from_flags(PRETRAIN_RECIPES, values)
+    assert (recipe.image_size, recipe.pixel_mean) == ((32, 64), (0.1, 0.2, 0.3))
+    assert (recipe.norm_pix_loss, recipe.epochs, recipe.steps) == (False, 2.5, 7)
+    assert recipe.embed_dim == 192
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ("--recipe=vit", "Unknown recipe"),
+        ("--image_size=1,2,3", "image_size takes a side or height,width"),
+        ("--steps=-1", "steps must be above 0"),
+        ("--min_area=2", "min_area must be above 0 and at most 1"),
+        ("--warmup_share=7", "warmup_share must be at least 0 and at most 1"),
+        ("--resize_size=100", "resize_size must be at least the image size"),
+    ],
+)
+def test_values_that_no_recipe_can_have(argument, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        recipe_from_flags(PRETRAIN_RECIPES, parse(argument))
+
+
+def test_a_recipe_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PRETRAIN_RECIPES["vit_base"].epochs = 1
