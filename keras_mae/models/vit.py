@@ -83,9 +83,9 @@ class VisionTransformer(keras.Model):
         self.pixel_mean = _per_channel("pixel_mean", pixel_mean, channels)
         self.pixel_std = _per_channel("pixel_std", pixel_std, channels)
         self.final_norm = final_norm
-        if min(patch_size, channels, embed_dim, depth) < 1:
+        if min(patch_size, channels, embed_dim) < 1 or depth < 0:
             raise ValueError(
-                "patch_size, channels, embed_dim and depth must be at least 1. Received: "
+                "patch_size, channels and embed_dim must be at least 1, depth at least 0. Received: "
                 f"patch_size={patch_size}, channels={channels}, embed_dim={embed_dim}, depth={depth}"
             )
         if any(side <= 0 or side % patch_size for side in self.image_size):

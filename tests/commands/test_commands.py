@@ -12,6 +12,9 @@ from keras_mae.training.metrics_log import read_rows
 from keras_mae.training.saved_model import load_encoder, load_model
 from tools import check_saved_model, reconstruct
 
+# Deterministic ops, once on, stay on in this process, and would keep Keras from using XLA in other tests.
+TINY = (*TINY, "--deterministic=false")
+
 
 @pytest.fixture(scope="module")
 def pretrained(halves_set, tmp_path_factory):

@@ -106,7 +106,7 @@ def test_unknown_size_is_an_error_that_lists_the_known_ones():
             r"multiples of the patch size. Received: image_size=\(8, 10\), patch_size=4",
         ),
         ({"image_size": 0}, r"positive multiples"),
-        ({"num_heads": 3}, "Received: embed_dim=8, num_heads=3"),
+        ({"num_heads": 3}, "Received: width=8, num_heads=3"),
         ({"embed_dim": 6}, "divisible by 4.*Received: embed_dim=6"),
         ({"pixel_mean": (0.5, 0.5)}, r"pixel_mean needs 1 or channels=3 values. Received: \(0.5, 0.5\)"),
         ({"channels": 1}, "pixel_mean needs 1 or channels=1 values"),
