@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 
-from absl import app, logging
+from absl import app, flags, logging
 
 # TensorFlow's C++ side reports harmless things as errors; what matters arrives as a Python exception.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -32,7 +32,7 @@ def user_mistakes(*kinds: type[Exception]) -> Iterator[None]:
         raise CommandError(str(error)) from error
 
 
-def run(main: Callable[[list[str]], int], define_flags: Callable[[], None] | None = None) -> None:
+def run(main: Callable[[list[str]], int], define_flags: Callable[[], None]) -> None:
     """Defines and parses the flags, runs `main`, and exits with its code.
 
     Args:
@@ -42,10 +42,22 @@ def run(main: Callable[[list[str]], int], define_flags: Callable[[], None] | Non
     for stream in (sys.stdout, sys.stderr):
         # File names need not be valid text; printing one must not raise.
         stream.reconfigure(errors="backslashreplace")
-    if define_flags is not None:
-        define_flags()
+    define_flags()
+    _show_in_help(define_flags.__module__)
     logging.set_verbosity(logging.WARNING)  # TensorFlow sets INFO; --verbosity=0 brings that back
     app.run(lambda argv: exit_code(main, argv))
+
+
+def _show_in_help(module: str) -> None:
+    """Lets --help print the command's text and all its flags, wherever they are defined, however it was started.
+
+    absl shows the text of `__main__`, which a console script lacks, and the flags that `__main__` itself defines.
+    """
+    sys.modules["__main__"].__doc__ = sys.modules[module].__doc__
+    for name, defined in flags.FLAGS.flags_by_module_dict().items():
+        if name.split(".")[0] in ("keras_mae", "tools"):
+            for flag in defined:
+                flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
 def exit_code(main: Callable[[list[str]], int], argv: list[str]) -> int:

@@ -1,6 +1,8 @@
 """Exit codes and sentences for what a command raises."""
 
 import errno
+import subprocess
+import sys
 
 import pytest
 
@@ -45,3 +47,11 @@ def test_only_the_named_kinds_are_mistakes_of_the_user():
         raise KeyError("too small")
     with pytest.raises(ZeroDivisionError), user_mistakes(KeyError):
         raise ZeroDivisionError
+
+
+def test_help_shows_the_text_and_all_flags_of_a_command():
+    command = [sys.executable, "-m", "keras_mae.pretrain", "--help"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    assert shown.lstrip().startswith("Pre-trains a masked autoencoder")
+    for flag in ("--mask_ratio: share of the patches removed", "--strategy: ", "--data: "):
+        assert flag in shown
