@@ -62,8 +62,9 @@ def gather_tokens(tokens, ids):
 class RandomMasking(keras.layers.Layer):
     """Draws a new uniformly random mask for every sample.
 
-    With `noise` given (our pipeline sends it with every batch) the mask is a function of the noise alone, so that
-    replicas never repeat each other and a resumed run repeats itself. Without it the layer draws its own.
+    With `noise` given (the commands send it with every batch) the mask is a function of the noise alone, so that
+    replicas never repeat each other and a resumed run repeats itself. Without it the layer draws its own;
+    under tf.distribute, replicas may then draw the same masks.
 
     Args:
         mask_ratio: share of the patches removed.
