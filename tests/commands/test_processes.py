@@ -86,7 +86,7 @@ def test_replicas_draw_different_masks_and_take_their_slices(halves_set):
 @pytest.mark.slow
 def test_kill_9_and_the_same_command_again_equal_an_uninterrupted_run(halves_set, tmp_path):
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    flags = (*PRETRAIN, f"--data={halves_set}", "--steps=400")
+    flags = (*PRETRAIN, f"--data={halves_set}", "--steps=400", "--eval_every_epochs=25")
     finish(start(*flags, f"--run_dir={whole}"))
     process = start(*flags, f"--run_dir={killed}")
     deadline = time.monotonic() + 240
