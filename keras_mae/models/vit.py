@@ -88,6 +88,8 @@ class VisionTransformer(keras.Model):
                 "patch_size, channels and embed_dim must be at least 1, depth at least 0. Received: "
                 f"patch_size={patch_size}, channels={channels}, embed_dim={embed_dim}, depth={depth}"
             )
+        if not 0 <= drop_path_rate < 1:
+            raise ValueError(f"drop_path_rate must be at least 0 and below 1. Received: {drop_path_rate}")
         if any(side <= 0 or side % patch_size for side in self.image_size):
             raise ValueError(
                 "Both sides of the image must be positive multiples of the patch size. "

@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM during training: finish the step, save, stop."""
 
 import contextlib
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ def stop_requests() -> Iterator[Callable[[], bool]]:
     previous = {}
 
     def note(number, frame):
+        os.write(2, b"\nfinishing this step, then saving and stopping; once more to stop at once\n")
         received.set()
         restore()
 

@@ -145,19 +145,19 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, devices: De
         export = folder / "export"
         if start < steps:
             _say_start(task, recipe, data, devices.strategy, start, steps)
-            common = {"start_step": start, "total_steps": steps}
-            callbacks = [
-                *_log_callbacks(task, recipe, data, trainer, devices.strategy, schedule, folder, common),
-                Checkpointing(
-                    **common,
-                    checkpoints=checkpoints,
-                    every=recipe.checkpoint_every_steps,
-                    variables=variables,
-                    state=lambda step: {"data": data.state(step)},
-                    stop_requested=stop_requested,
-                ),
-            ]
             with named_data_errors():
+                common = {"start_step": start, "total_steps": steps}
+                callbacks = [
+                    *_log_callbacks(task, recipe, data, trainer, devices.strategy, schedule, folder, common),
+                    Checkpointing(
+                        **common,
+                        checkpoints=checkpoints,
+                        every=recipe.checkpoint_every_steps,
+                        variables=variables,
+                        state=lambda step: {"data": data.state(step)},
+                        stop_requested=stop_requested,
+                    ),
+                ]
                 trainer.fit(
                     data.train(start), steps_per_epoch=steps - start, callbacks=callbacks, verbose=0, shuffle=False
                 )

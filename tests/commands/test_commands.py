@@ -151,6 +151,13 @@ def test_fine_tuning_refuses_an_encoder_that_does_not_fit(pretrained, halves_set
     assert "embed_dim is 16, the recipe has 32" in capsys.readouterr().err
 
 
+def test_fine_tuning_refuses_a_drop_path_rate_of_one(halves_set, tmp_path, capsys):
+    flags = (f"--data={halves_set}", f"--run_dir={tmp_path / 'run'}", "--from_scratch", "--drop_path_rate=1")
+    assert run_command(finetune, *TINY, *flags) == 1
+    assert "drop_path_rate must be at least 0 and below 1" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_fine_tuning_needs_an_encoder_or_from_scratch(halves_set, tmp_path, capsys):
     assert run_command(finetune, *TINY, f"--data={halves_set}", f"--run_dir={tmp_path / 'run'}") == 1
     assert "--from_scratch" in capsys.readouterr().err
@@ -168,14 +175,15 @@ def test_reconstruct_refuses_what_is_no_image(pretrained, tmp_path, capsys):
     assert "text.png is not a JPEG, PNG or WebP image" in capsys.readouterr().err
 
 
-def test_a_damaged_image_is_named(halves_set, tmp_path, capsys):
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_damaged_image_is_named(halves_set, tmp_path, capsys, split):
     shards = shutil.copytree(halves_set, tmp_path / "shards")
-    tar = shards / "train-000000.tar"
+    tar = shards / f"{split}-000000.tar"
     content = bytearray(tar.read_bytes())
-    start = content.index(b"\x89PNG", len(content) // 2)
+    start = content.index(b"\x89PNG")
     content[start + 20 : start + 60] = bytes(40)
     tar.write_bytes(content)
     flags = (f"--data={shards}", f"--run_dir={tmp_path / 'run'}", "--steps=6")
     assert run_command(pretrain, *TINY, *TINY_DECODER, *flags) == 1
     error = capsys.readouterr().err
-    assert "cannot be read: A sample of split 'train' cannot be decoded" in error and "train-000000.tar" in error
+    assert f"cannot be read: A sample of split '{split}' cannot be decoded" in error and tar.name in error
