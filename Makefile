@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test parity slow lint clean
+.PHONY: demo test parity beam slow lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tools.demo
@@ -18,6 +18,15 @@ slow: $(INSTALLED)
 
 parity: $(VENV)/installed-parity
 	$(BIN)/python -m pytest -m parity
+
+# Apache Beam needs older versions of some packages than constraints.txt has: an environment of its own.
+beam: .venv-beam/installed
+	.venv-beam/bin/python -m pytest -m beam
+
+.venv-beam/installed: setup.cfg pyproject.toml
+	test -x .venv-beam/bin/python || $(PYTHON) -m venv .venv-beam
+	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,beam]"
+	@touch $@
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
@@ -33,4 +42,4 @@ $(VENV)/installed-parity: $(INSTALLED)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) *.egg-info
+	rm -rf $(VENV) .venv-beam *.egg-info

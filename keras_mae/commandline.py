@@ -32,12 +32,13 @@ def user_mistakes(*kinds: type[Exception]) -> Iterator[None]:
         raise CommandError(str(error)) from error
 
 
-def run(main: Callable[[list[str]], int], define_flags: Callable[[], None]) -> None:
+def run(main: Callable[[list[str]], int], define_flags: Callable[[], None], *, takes_words: bool = False) -> None:
     """Defines and parses the flags, runs `main`, and exits with its code.
 
     Args:
         main: takes the command line's words that are not flags (the program first), returns the exit code.
         define_flags: defines the command's flags; here and not at import, so that importing a command is harmless.
+        takes_words: whether `main` has a use for such words; otherwise they are a mistake.
     """
     for stream in (sys.stdout, sys.stderr):
         # File names need not be valid text; printing one must not raise.
@@ -45,7 +46,7 @@ def run(main: Callable[[list[str]], int], define_flags: Callable[[], None]) -> N
     define_flags()
     _show_in_help(define_flags.__module__)
     logging.set_verbosity(logging.WARNING)  # TensorFlow sets INFO; --verbosity=0 brings that back
-    app.run(lambda argv: exit_code(main, argv))
+    app.run(lambda argv: exit_code(main, argv, takes_words=takes_words))
 
 
 def _show_in_help(module: str) -> None:
@@ -60,18 +61,27 @@ def _show_in_help(module: str) -> None:
                 flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
 
 
-def exit_code(main: Callable[[list[str]], int], argv: list[str]) -> int:
+def exit_code(main: Callable[[list[str]], int], argv: list[str], *, takes_words: bool = False) -> int:
     """Runs `main(argv)` and turns what it raises into an exit code: 1 for a user's mistake, 130 for Ctrl-C."""
     try:
-        if len(argv) > 1:
-            raise CommandError(f"unexpected argument {argv[1]!r}; options are written --name=value, see --help")
+        if not takes_words:
+            refuse_words(argv)
         return main(argv)
+    except BrokenPipeError:  # what reads our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except KeyboardInterrupt:
         print("\ninterrupted; run the same command again to finish", file=sys.stderr)
         return 130
     except (CommandError, OSError) as error:
         print(f"ERROR: {_sentence(error)}", file=sys.stderr)
         return 1
+
+
+def refuse_words(argv: list[str]) -> None:
+    """Raises CommandError if the command line has a word that is no flag."""
+    if len(argv) > 1:
+        raise CommandError(f"unexpected argument {argv[1]!r}; options are written --name=value, see --help")
 
 
 def _sentence(error: Exception) -> str:

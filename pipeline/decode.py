@@ -5,7 +5,7 @@ TensorFlow's JPEG operations that look at a part of the file fail.
 
 JPEG is decoded with the accurate DCT and smooth chroma upsampling, as Pillow does (TensorFlow's default is
 the fast DCT). Transparency is dropped, 16-bit PNGs become 8-bit, CMYK becomes RGB. What TensorFlow cannot do
-raises: a CMYK JPEG as one channel.
+raises: a CMYK JPEG as one channel, an animated WebP.
 """
 
 import tensorflow as tf
@@ -95,6 +95,18 @@ def _decode_other(encoded, channels: int):
 
 
 def _decode_webp(encoded, channels: int):
-    # Asked for 3 channels, the operation refuses images with transparency; asked for what is there, never.
-    image = tf.io.decode_webp(encoded, channels=0)[0, :, :, :3]  # (H, W, 3), first frame
+    # TensorFlow 2.21 writes outside its memory when it decodes an animated WebP.
+    check = tf.debugging.Assert(tf.logical_not(_is_animated_webp(encoded)), ["An animated WebP cannot be decoded"])
+    with tf.control_dependencies([check]):
+        # Asked for 3 channels, the operation refuses images with transparency; asked for what is there, never.
+        image = tf.io.decode_webp(encoded, channels=0)[0, :, :, :3]  # (H, W, 3)
     return tf.image.rgb_to_grayscale(image) if channels == 1 else image
+
+
+def _is_animated_webp(encoded):
+    # The first chunk of an extended file says so, in one bit of its flags.
+    head = tf.strings.substr(tf.strings.join([encoded, b"\0" * 21]), 12, 9)
+    flags = tf.io.decode_raw(head, tf.uint8)[8]
+    return tf.logical_and(
+        tf.equal(tf.strings.substr(head, 0, 4), b"VP8X"), tf.not_equal(tf.bitwise.bitwise_and(flags, 2), 0)
+    )

@@ -1,18 +1,7 @@
-"""The shard set on disk: `manifest.json`, and one index file beside each tar.
+"""The shard set on disk: a folder of tars in WebDataset format, and one `manifest.json` for all its splits.
 
-A shard set is a folder with tars in WebDataset format and one `manifest.json` for all its splits. The
-manifest says what must be there (sizes, sha256, numbers of samples), because tar readers lose the rest of a
-damaged tar without an error. The index of a shard is DALI's format, so that it serves DALI and this project
-alike:
-
-    v1.2 NUM_SAMPLES
-    cls 512 1 00000000.cls jpg 1536 117003 00000000.jpg json 119296 31 00000000.json
-    ...
-
-that is, one line a sample and four fields a member: extension, byte offset of the data in the tar, size in
-bytes, member name.
-
-This module imports no TensorFlow.
+The manifest says what must be there (sizes, sha256, numbers of samples), because tar readers lose the rest of
+a damaged tar without an error. Beside each tar lies its index (`shard_index`). This module imports no TensorFlow.
 """
 
 import dataclasses
@@ -20,20 +9,14 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from pipeline.atomic import open_atomically
+from pipeline import storage
+from pipeline.locations import Location, SourceError, join, read_location
 
 MANIFEST_NAME = "manifest.json"
 FORMAT = "keras_mae shard set"
 VERSION = 1
-INDEX_VERSION = "v1.2"
-IMAGE_EXTENSIONS = ("jpg", "png", "webp")
-LABEL_EXTENSION = "cls"
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
 
 
@@ -69,12 +52,14 @@ class Split:
         samples: number of samples in all shards together.
         shards: the tars, in order.
         options: everything that decided the bytes (source, seed, shard size, ...), as it was written.
+        written_with: versions of the libraries that wrote it.
     """
 
     name: str
     samples: int
     shards: tuple[Shard, ...]
     options: dict[str, Any]
+    written_with: dict[str, str] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,16 +67,14 @@ class ShardSet:
     """A folder of shards, as its manifest describes it.
 
     Attributes:
-        root: the folder.
+        root: the folder, or its URL.
         classes: class names; a sample's label is a position in it. None: no split has labels.
         splits: by name.
-        written_with: versions of the libraries that wrote the manifest last.
     """
 
     root: str
     classes: tuple[str, ...] | None
     splits: dict[str, Split]
-    written_with: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def split(self, name: str | None) -> Split:
         """The split called `name`; None means the only one.
@@ -126,25 +109,33 @@ def load_manifest(root: str | os.PathLike) -> ShardSet:
         ManifestError: no such folder, no manifest, a damaged or newer manifest, a listed file missing or cut.
     """
     shard_set = read_manifest(root)
+    listed = [
+        name for split in shard_set.splits.values() for shard in split.shards for name in (shard.file, shard.index)
+    ]
+    sizes = storage.file_sizes(root, listed)
     for split in shard_set.splits.values():
         for shard in split.shards:
-            for fault in file_faults(root, shard):
+            for fault in file_faults(shard, sizes):
                 raise ManifestError(
-                    f"{Path(root, shard.file).parent} is damaged: {fault}. "
-                    "Copy the shard set again, or make it again with tools.make_shards in an empty folder"
+                    f"{shard_set.root} is damaged: {fault}. Copy the shard set again, "
+                    "or mend it with tools.verify_shards --repair"
                 )
     return shard_set
 
 
-def file_faults(root: str | os.PathLike, shard: Shard) -> list[str]:
-    """What is wrong with the two files of a shard by their presence and size, one sentence each."""
+def file_faults(shard: Shard, sizes: dict[str, int]) -> list[str]:
+    """What is wrong with the two files of a shard by their presence and size, one sentence each.
+
+    Args:
+        shard: as the manifest lists it.
+        sizes: bytes of each file in the folder (`storage.file_sizes`).
+    """
     faults = []
-    tar = Path(root, shard.file)
-    if not tar.is_file():
+    if shard.file not in sizes:
         faults.append(f"{shard.file} is listed in {MANIFEST_NAME} but missing")
-    elif (size := tar.stat().st_size) != shard.bytes:
-        faults.append(f"{shard.file} has {size} bytes, expected {shard.bytes}")
-    if not Path(root, shard.index).is_file():
+    elif sizes[shard.file] != shard.bytes:
+        faults.append(f"{shard.file} has {sizes[shard.file]} bytes, expected {shard.bytes}")
+    if shard.index not in sizes:
         faults.append(f"{shard.index} (index of {shard.file}) is missing")
     return faults
 
@@ -155,17 +146,19 @@ def read_manifest(root: str | os.PathLike) -> ShardSet:
     Raises:
         ManifestError: no such folder, no manifest, or one that is damaged or of another format or version.
     """
-    root = Path(root)
-    path = root / MANIFEST_NAME
-    if not root.is_dir():
-        what = "is a file" if root.exists() else "does not exist"
+    root = os.fspath(root)
+    path = join(root, MANIFEST_NAME)
+    if not storage.is_folder(root):
+        what = "is a file" if storage.exists(root) else "does not exist"
         raise ManifestError(f"{root} {what}; expected a folder with a shard set (tools.make_shards makes one)")
-    if not path.is_file():
+    if not storage.exists(path):
         raise ManifestError(
             f"{root} has no {MANIFEST_NAME}, so it is no finished shard set; make one with tools.make_shards"
         )
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_location(Location(path)))
+    except SourceError as error:
+        raise ManifestError(str(error)) from None
     except ValueError as error:
         raise ManifestError(f"{path} is not valid JSON ({error}); it was cut or edited") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -177,7 +170,7 @@ def read_manifest(root: str | os.PathLike) -> ShardSet:
             "Update the software, or make the shards again"
         )
     try:
-        return _parse(str(root), content)
+        return _parse(root, content)
     except (KeyError, TypeError, AttributeError) as error:
         raise ManifestError(f"{path} is damaged: a field is missing or of the wrong type ({error!r})") from None
     except ManifestError as error:
@@ -189,7 +182,7 @@ def _parse(root: str, content: dict) -> ShardSet:
     if classes is not None:
         classes = tuple(_typed(name, str) for name in _typed(classes, list))
     splits = {name: _parse_split(name, split) for name, split in _typed(content["splits"], dict).items()}
-    return ShardSet(root, classes, splits, dict(content.get("written_with", {})))
+    return ShardSet(root, classes, splits)
 
 
 def _parse_split(name: str, content: dict) -> Split:
@@ -204,7 +197,8 @@ def _parse_split(name: str, content: dict) -> Split:
             # A manifest may come from anywhere: it must not make a reader open files elsewhere.
             if os.path.basename(file) != file or file in ("", ".", ".."):
                 raise ManifestError(f"split {name!r} lists {file!r}, expected a plain file name")
-    split = Split(name, _typed(content["samples"], int), shards, _typed(content["options"], dict))
+    options, written_with = _typed(content["options"], dict), _typed(content.get("written_with", {}), dict)
+    split = Split(name, _typed(content["samples"], int), shards, options, written_with)
     total = sum(shard.samples for shard in shards)
     if split.samples != total:
         raise ManifestError(f"split {name!r} says {split.samples} samples, but its shards say {total} together")
@@ -229,132 +223,21 @@ def write_manifest(shard_set: ShardSet) -> None:
     Raises:
         OSError: the folder cannot be written.
     """
+    storage.sync_folder(shard_set.root)  # no manifest without the shards that it lists
+    storage.write_atomically(join(shard_set.root, MANIFEST_NAME), manifest_bytes(shard_set))
+    storage.sync_folder(shard_set.root)
+
+
+def manifest_bytes(shard_set: ShardSet) -> bytes:
+    """The contents of `manifest.json`."""
     splits = {
         split.name: {
             "samples": split.samples,
             "options": split.options,
+            "written_with": split.written_with,
             "shards": [dataclasses.asdict(shard) for shard in split.shards],
         }
         for split in shard_set.splits.values()
     }
-    content = {
-        "format": FORMAT,
-        "version": VERSION,
-        "classes": shard_set.classes,
-        "splits": splits,
-        "written_with": shard_set.written_with,
-    }
-    with open_atomically(Path(shard_set.root, MANIFEST_NAME)) as file:
-        file.write(json.dumps(content, indent=1).encode() + b"\n")
-
-
-class Member(NamedTuple):
-    """One file of a sample in a tar: what follows the name's first dot, where its bytes are, and its name."""
-
-    extension: str
-    offset: int
-    size: int
-    name: str
-
-
-@dataclasses.dataclass(frozen=True)
-class ShardIndex:
-    """Where each sample of one shard lies in its tar, in tar order.
-
-    Attributes:
-        keys: per sample, the common name of its members.
-        extensions: per sample, the extension of its image: jpg, png or webp.
-        image_offset: int64 (samples,): first byte of the image in the tar.
-        image_size: int64 (samples,): bytes of the image.
-        label_offset: int64 (samples,): first byte of the label, an ASCII integer; 0 where there is none.
-        label_size: int64 (samples,): bytes of the label; 0 where there is none.
-    """
-
-    keys: tuple[str, ...]
-    extensions: tuple[str, ...]
-    image_offset: np.ndarray
-    image_size: np.ndarray
-    label_offset: np.ndarray
-    label_size: np.ndarray
-
-
-def index_text(rows: Iterable[Sequence[Member]]) -> str:
-    """The index file of a shard as text.
-
-    Args:
-        rows: per sample, in tar order, its members in tar order.
-    """
-    lines = [" ".join(f"{m.extension} {m.offset} {m.size} {m.name}" for m in row) for row in rows]
-    return "\n".join([f"{INDEX_VERSION} {len(lines)}", *lines, ""])
-
-
-def write_index(path: str | os.PathLike, rows: Iterable[Sequence[Member]]) -> None:
-    """Writes the index of a shard, whole or not at all; arguments as for `index_text`."""
-    with open_atomically(path) as file:
-        file.write(index_text(rows).encode())
-
-
-def read_index(path: str | os.PathLike, expected_samples: int) -> ShardIndex:
-    """Reads the index of a shard.
-
-    Args:
-        path: index file.
-        expected_samples: the number of samples that the manifest gives the shard.
-
-    Raises:
-        ManifestError: the file is missing, damaged, or holds another number of samples.
-    """
-    lines = _read_index_lines(path, expected_samples)
-    # All members of all samples in flat columns: a loop over samples would take 10 times as long.
-    counts = np.array([line.count(" ") + 1 for line in lines], np.int64)  # (samples,), fields
-    fields = " ".join(lines).split(" ") if lines else []
-    offsets, sizes = _integers(fields[1::4]), _integers(fields[2::4])  # (members,)
-    if np.any(counts % 4) or offsets is None or sizes is None:
-        raise ManifestError(f"{path} is damaged: expected 'extension offset size name' for each member of a sample")
-    extensions, names = fields[0::4], fields[3::4]
-    sample_of_member = np.repeat(np.arange(len(lines)), counts // 4)
-    is_image = np.array([extension in IMAGE_EXTENSIONS for extension in extensions], bool)
-    is_label = np.array([extension == LABEL_EXTENSION for extension in extensions], bool)
-    num_images = np.bincount(sample_of_member[is_image], minlength=len(lines))
-    num_labels = np.bincount(sample_of_member[is_label], minlength=len(lines))
-    for number in np.flatnonzero((num_images != 1) | (num_labels > 1))[:1]:
-        raise ManifestError(
-            f"{path}: sample {number} needs one image and at most one label, received {lines[number][:200]!r}"
-        )
-    image_extensions = tuple(extensions[member] for member in np.flatnonzero(is_image))
-    keys = tuple(
-        names[member][: -len(extension) - 1]
-        for member, extension in zip(np.flatnonzero(is_image), image_extensions, strict=True)
-    )
-    for sample, extension, name in zip(sample_of_member.tolist(), extensions, names, strict=True):
-        if name != f"{keys[sample]}.{extension}":
-            raise ManifestError(
-                f"{path}: sample {sample} should have members '{keys[sample]}.EXTENSION', received {name!r}"
-            )
-    label_offset, label_size = np.zeros((2, len(lines)), np.int64)
-    label_offset[sample_of_member[is_label]] = offsets[is_label]
-    label_size[sample_of_member[is_label]] = sizes[is_label]
-    return ShardIndex(keys, image_extensions, offsets[is_image], sizes[is_image], label_offset, label_size)
-
-
-def _read_index_lines(path: str | os.PathLike, expected_samples: int) -> list[str]:
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")
-    except FileNotFoundError:
-        raise ManifestError(f"{path} is missing: the index of a shard") from None
-    except UnicodeDecodeError:
-        raise ManifestError(f"{path} is not an index of a shard: it is not text") from None
-    expected = f"{INDEX_VERSION} {expected_samples}"
-    if lines[0] != expected:
-        raise ManifestError(f"{path}: the first line should be {expected!r}, received {lines[0][:80]!r}")
-    if lines[-1] != "" or len(lines) != expected_samples + 2:
-        received = len(lines) - 2 + (lines[-1] != "")
-        raise ManifestError(f"{path} was cut or edited: expected {expected_samples} samples, received {received}")
-    return lines[1:-1]
-
-
-def _integers(texts: list[str]) -> np.ndarray | None:
-    try:
-        return np.array([int(text) for text in texts], np.int64)
-    except ValueError:
-        return None
+    content = {"format": FORMAT, "version": VERSION, "classes": shard_set.classes, "splits": splits}
+    return json.dumps(content, indent=1).encode() + b"\n"

@@ -19,8 +19,9 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from pipeline.manifest import ShardSet, Split, read_index
+from pipeline.manifest import ShardSet, Split
 from pipeline.order import Block, ManifestOrder, ShuffledOrder
+from pipeline.shard_index import read_index
 
 SHARDS_IN_FLIGHT = 4
 # Columns of parsed indices kept in memory: 32 bytes a sample, so a few MB.

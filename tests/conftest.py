@@ -1,11 +1,13 @@
 """Makes tests stricter than use: fixed seeds, CPU, and a warning that our own packages raise is an error."""
 
+import contextlib
 import os
 import random
 import sys
 
 import numpy as np
 import pytest
+from fixtures.web_servers import serve
 
 OUR_WARNINGS_ARE_ERRORS = r"error:::(keras_mae|pipeline|tools)(\.|$)"
 
@@ -26,3 +28,10 @@ def fixed_seed():
     np.random.seed(0)
     if "keras" in sys.modules:  # tests of tools that do without TensorFlow stay fast when run alone
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture
+def web_server():
+    """Function from a folder to the URL of a web server that gives its files until the test ends."""
+    with contextlib.ExitStack() as stack:
+        yield lambda folder: stack.enter_context(serve(folder))

@@ -25,7 +25,8 @@ from keras_mae.training.metrics_log import read_rows
 from pipeline.manifest import ManifestError
 from pipeline.sources import FolderSource, SourceError
 from tools.demo_report import write_report
-from tools.make_shards import make_shards
+from tools.shard_plan import ShardOptions
+from tools.sharding import make_shards
 
 FLAGS = flags.FLAGS
 
@@ -80,12 +81,13 @@ def split_images(folder: pathlib.Path, labels_per_class: int, held_out_share: fl
     Raises:
         SourceError: the folder holds no class folders of images.
     """
-    listing = FolderSource(str(folder)).scan()
+    source = FolderSource(str(folder))
+    listing = source.scan()
     if not listing.classes or len(listing.classes) < 2:
         raise SourceError(f"The demo needs at least two class folders of images. Received: {folder}")
     by_class = [[] for _ in listing.classes]
-    for item in listing.items:
-        by_class[item.label].append(item.path)
+    for item in source.items(range(len(listing))):
+        by_class[item.label].append(item.name)
     rng = np.random.default_rng(seed)
     data = DemoData([], [], [])
     for images in by_class:
@@ -112,7 +114,7 @@ def shard(data: DemoData, images: pathlib.Path, output: pathlib.Path, seed: int)
             link = folder / path
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to((images / path).resolve())
-        make_shards(FolderSource(str(folder)), shards, split, seed=seed)
+        make_shards(FolderSource(str(folder)), shards, ShardOptions(split, seed))
     return shards
 
 

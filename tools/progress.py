@@ -1,8 +1,9 @@
 """One line on stderr about long work: how fast, how far, how much longer."""
 
+import collections
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TextIO
 
 
@@ -14,6 +15,7 @@ class Progress:
         num_bytes: bytes in all.
         stream: where to show it. On a terminal the line is overwritten, elsewhere each one is a new line.
         clock: seconds that only grow.
+        unit: what `samples` counts.
     """
 
     def __init__(
@@ -22,21 +24,31 @@ class Progress:
         num_bytes: int,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
+        unit: str = "images",
     ):
         self.samples, self.num_bytes = samples, num_bytes
         self.stream = sys.stderr if stream is None else stream
         self.clock = clock
+        self.unit = unit
         self.done_samples = self.done_bytes = 0
+        self.counts = collections.Counter()
         self.start = clock()
         self.on_terminal = self.stream.isatty()
         self.interval = 0.5 if self.on_terminal else 10.0  # seconds
         self.next_line = self.start + 2.0
         self.shown = False
 
-    def add(self, samples: int, num_bytes: int) -> None:
-        """Counts work that was finished since the last call, and shows a line if it is time for one."""
+    def add(self, samples: int, num_bytes: int, counts: Mapping[str, int] | None = None) -> None:
+        """Counts work that was finished since the last call, and shows a line if it is time for one.
+
+        Args:
+            samples: images.
+            num_bytes: their bytes.
+            counts: other things to count and show by name, such as {"skipped": 2}.
+        """
         self.done_samples += samples
         self.done_bytes += num_bytes
+        self.counts.update(counts or {})
         if self.clock() >= self.next_line:
             self.next_line = self.clock() + self.interval
             self._show()
@@ -48,11 +60,13 @@ class Progress:
 
     def _show(self) -> None:
         seconds = max(self.clock() - self.start, 1e-9)
-        left = (self.num_bytes - self.done_bytes) * seconds / max(self.done_bytes, 1)
+        # By bytes, where they are known.
+        done, total = (self.done_bytes, self.num_bytes) if self.num_bytes else (self.done_samples, self.samples)
         line = (
-            f"{self.done_samples}/{self.samples} images, {self.done_samples / seconds:.0f} images/s, "
-            f"{self.done_bytes / 1e6 / seconds:.1f} MB/s, {_duration(left)} left"
+            f"{self.done_samples}/{self.samples} {self.unit}, {self.done_samples / seconds:.0f} {self.unit}/s, "
+            f"{self.done_bytes / 1e6 / seconds:.1f} MB/s, {_duration((total - done) * seconds / max(done, 1))} left"
         )
+        line += "".join(f", {count} {name}" for name, count in self.counts.items() if count)
         self.stream.write(f"\r{line:<78}" if self.on_terminal else f"{line}\n")
         self.stream.flush()
         self.shown = True

@@ -5,7 +5,8 @@ import pytest
 from fixtures.shard_sets import encode
 
 from pipeline.sources import FolderSource
-from tools.make_shards import make_shards
+from tools.shard_plan import ShardOptions
+from tools.sharding import make_shards
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +21,6 @@ def halves_set(tmp_path_factory):
         path = folder / "images" / name / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(image))
-    make_shards(FolderSource(str(folder / "images")), folder / "shards", workers=1, val_fraction=0.2, log=str)
+    options = ShardOptions(val_fraction=0.2)
+    make_shards(FolderSource(str(folder / "images")), folder / "shards", options, workers=1, log=str)
     return str(folder / "shards")

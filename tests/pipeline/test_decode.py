@@ -94,3 +94,13 @@ def test_a_cut_image_raises(kind):
 def test_what_is_no_image_raises(encoded):
     with pytest.raises(tf.errors.InvalidArgumentError):
         decode_image(encoded, 3)
+
+
+def test_an_animated_webp_is_refused():
+    # TensorFlow's operation corrupts memory on it, and the process dies.
+    frames = [Image.new("RGB", (8, 8), color) for color in ("red", "blue")]
+    file = io.BytesIO()
+    frames[0].save(file, "WEBP", save_all=True, append_images=frames[1:])
+    for decode in (decode_image, tf.function(decode_image)):
+        with pytest.raises(tf.errors.InvalidArgumentError, match="An animated WebP cannot be decoded"):
+            decode(tf.constant(file.getvalue()), 3)

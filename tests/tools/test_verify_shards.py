@@ -6,14 +6,16 @@ import hashlib
 import pytest
 
 from pipeline.manifest import ManifestError, load_manifest, write_manifest
+from pipeline.shard_index import read_index
 from pipeline.sources import FolderSource
-from tools.make_shards import make_shards
+from tools.shard_plan import ShardOptions
+from tools.sharding import make_shards
 from tools.verify_shards import verify_shards
 
 
 @pytest.fixture
 def shards(images, tmp_path):
-    make_shards(FolderSource(images), tmp_path / "out", shard_mb=0.07, workers=1, log=lambda line: None)
+    make_shards(FolderSource(images), tmp_path / "out", ShardOptions(shard_mb=0.07), workers=1, log=str)
     return tmp_path / "out"
 
 
@@ -47,7 +49,8 @@ def test_a_cut_tar_is_one_fault(shards, capsys):
     tar = shards / "train-000001.tar"
     size = tar.stat().st_size
     tar.write_bytes(tar.read_bytes()[:-10240])
-    expected = [f"train-000001.tar has {size - 10240} bytes, expected {size}", "1 fault"]
+    place = f"it is cut after byte {size - 10240}: the two empty blocks that end a tar are missing"
+    expected = [f"train-000001.tar has {size - 10240} bytes, expected {size}; {place}", "1 fault"]
     assert output_of(shards, capsys) == (1, expected)
 
 
@@ -97,13 +100,14 @@ def test_samples_that_a_damaged_header_hides_are_found(shards, capsys):
     change_bytes(shards / "train-000000.tar", b"00000003.cls", b"\xff" * 12)
     update_hashes(shards)
     faults, lines = output_of(shards, capsys)
-    assert faults >= 1
-    assert lines[0].startswith("train-000000.tar: holds 3 samples, expected ")
+    assert faults >= 2
+    assert lines[0].startswith("train-000000.tar has a damaged header at byte ")
+    assert lines[1].startswith("train-000000.tar: holds 3 samples, expected ")
 
 
 def test_files_that_no_manifest_lists_are_found(shards, capsys):
     (shards / "train-000002.tar").write_bytes(b"")
-    (shards / ".val.unfinished").write_text("")
+    (shards / ".val.unfinished").mkdir()
     faults, lines = output_of(shards, capsys)
     assert faults == 2
     assert lines[0].startswith(".val.unfinished: make_shards is at work, or was killed")
@@ -113,3 +117,42 @@ def test_files_that_no_manifest_lists_are_found(shards, capsys):
 def test_a_folder_without_a_manifest_is_an_error(tmp_path):
     with pytest.raises(ManifestError, match="has no manifest.json"):
         verify_shards(tmp_path)
+
+
+def test_a_sidecar_that_differs_or_is_missing_is_found(shards, capsys):
+    (shards / "_info.json").write_text("{}")
+    (shards / "train.wids.json").unlink()
+    assert output_of(shards, capsys) == (
+        2,
+        ["train.wids.json is missing", "_info.json: differs from manifest.json", "2 faults"],
+    )
+
+
+def test_only_deep_finds_damaged_pixels(shards, capsys):
+    index = read_index(shards / "train-000000.idx", load_manifest(shards).splits["train"].shards[0].samples)
+    png = index.extensions.index("png")
+    tar = shards / "train-000000.tar"
+    data = bytearray(tar.read_bytes())
+    data[index.image_offset[png] + 45] ^= 255
+    tar.write_bytes(data)
+    update_hashes(shards)
+    assert output_of(shards, capsys) == (0, ["2 shards, 30 samples: all good"])
+    assert verify_shards(shards, deep=True) == 1
+    expected = f"train-000000.tar: sample {index.keys[png]} has a damaged image: it "
+    assert capsys.readouterr().out.startswith(expected)
+
+
+def test_several_processes_find_the_same(shards, capsys):
+    for number in (0, 1):
+        change_bytes(shards / f"train-00000{number}.tar", b'"source"', b'"sourcf"')
+    alone = output_of(shards, capsys)
+    assert (verify_shards(shards, workers=2), capsys.readouterr().out.splitlines()) == alone
+
+
+def test_one_split_can_be_looked_at_alone(shards, images, capsys):
+    make_shards(FolderSource(images), shards, ShardOptions("val"), workers=1, log=str)
+    (shards / "val-000000.tar").unlink()
+    assert verify_shards(shards, splits=["train"]) == 0
+    assert verify_shards(shards, splits=["val"]) == 1
+    with pytest.raises(ManifestError, match="has no split 'test'"):
+        verify_shards(shards, splits=["test"])

@@ -1,0 +1,199 @@
+"""`make_shards --in_place`: an index and a manifest for tars in WebDataset format that stay as they are.
+
+Every byte is read once, for the hashes, and every header is checked. A run that was killed begins anew.
+"""
+
+import dataclasses
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+
+from keras_mae.commandline import CommandError
+from pipeline import storage
+from pipeline.locations import SourceError, file_status, is_url, join, open_file
+from pipeline.manifest import (
+    MANIFEST_NAME,
+    Shard,
+    ShardSet,
+    Split,
+    check_split_name,
+    load_manifest,
+    write_manifest,
+)
+from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Member, index_bytes, index_name, split_name
+from pipeline.sidecars import sidecar_files
+from pipeline.sources.tar_files import find_tars
+from pipeline.tar_members import TarDamage, tar_members
+from pipeline.tar_samples import samples_of
+from tools import worker_pool
+from tools.output_lock import locked
+from tools.progress import Progress
+from tools.sharding import library_versions
+
+_CHUNK = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class IndexedTar:
+    """What there is to know about one tar.
+
+    Attributes:
+        shard: as the manifest lists it.
+        num_classes: one more than its largest label; None: its samples have none.
+    """
+
+    shard: Shard
+    num_classes: int | None
+
+
+def index_in_place(
+    input: str,
+    split: str = "train",
+    *,
+    classes: Sequence[str] | None = None,
+    workers: int | None = None,
+    log: Callable[[str], None] = print,
+) -> ShardSet:
+    """Makes the folder of some tars a shard set; writes into it, but never a tar.
+
+    Args:
+        input: a folder of tars, or a pattern, as `pipeline.sources.WebDatasetSource` takes it; all in one folder.
+        split: name of the split that they become.
+        classes: class names, in the order of labels; None: labels serve as names.
+        workers: processes; None: one for each core.
+        log: is given the lines to tell the user.
+
+    Returns:
+        The shard set.
+
+    Raises:
+        CommandError: the tars lie in several folders, or the folder has such a split.
+        SourceError: a tar is damaged, or has a sample without an image or label.
+        ManifestError: the folder holds a damaged shard set.
+        OSError: the folder cannot be written.
+    """
+    workers = worker_pool.checked_workers(workers)
+    check_split_name(split)
+    files, _ = find_tars(os.fspath(input))
+    root = _folder_of(files)
+    with locked(root, log):
+        existing = load_manifest(root) if storage.exists(join(root, MANIFEST_NAME)) else None
+        if existing is not None and split in existing.splits:
+            raise CommandError(
+                f"{root} has a split {split!r} already; choose another --split, or move {MANIFEST_NAME} away"
+            )
+        tars = _index_all(files, workers)
+        classes = _agree_on_classes(tars, classes, existing)
+        shards = tuple(tar.shard for tar in tars)
+        made = Split(split, sum(s.samples for s in shards), shards, {"in_place": True}, library_versions())
+        shard_set = ShardSet(root, classes, {**(existing.splits if existing else {}), split: made})
+        for name, data in sidecar_files(shard_set).items():
+            storage.write_atomically(join(root, name), data)
+        write_manifest(shard_set)
+    log(f"indexed {made.samples} samples ({split}) in {len(shards)} tars, which stay as they are, in {root}")
+    return shard_set
+
+
+def _folder_of(files: Sequence[str]) -> str:
+    folders = sorted({file.rpartition("/")[0] for file in files})
+    if len(folders) > 1:
+        raise CommandError(
+            f"--in_place needs all tars in one folder, received {folders[0] or '.'} and {folders[1]}; move them "
+            "together, or shard them anew without --in_place"
+        )
+    if is_url(folders[0]) and folders[0].startswith(("http://", "https://")):
+        raise CommandError(f"--in_place writes beside the tars, and {folders[0]} cannot be written")
+    return folders[0] or "."
+
+
+def _index_all(files: Sequence[str], workers: int) -> list[IndexedTar]:
+    progress = Progress(len(files), sum(file_status(file).size for file in files), unit="tars")
+    done = {}
+    try:
+        for tar in worker_pool.run_tasks(index_tar, files, workers):
+            done[tar.shard.file] = tar
+            progress.add(1, tar.shard.bytes)
+    finally:
+        progress.close()
+    return [done[os.path.basename(file)] for file in files]
+
+
+def index_tar(file: str) -> IndexedTar:
+    """Reads a tar and writes its index beside it.
+
+    Raises:
+        SourceError: it is damaged, or has a sample without an image, or labels for some of its samples.
+    """
+    name = os.path.basename(file)
+    size = file_status(file).size
+    rows, labels = [], []
+    with open_file(file) as opened:
+        try:
+            for sample in samples_of(tar_members(opened, size)):
+                rows.append(_check_row(file, sample.key, [member for _, member in sample.members]))
+        except TarDamage as damage:
+            raise SourceError(f"{file} {damage}. Copy the tar again, or make it again") from None
+        for row in rows:
+            labels.append(_read_label(file, opened, row))
+        opened.seek(0)
+        digest = hashlib.sha256()
+        while chunk := opened.read(_CHUNK):
+            digest.update(chunk)
+    if not rows:
+        raise SourceError(f"{file} holds no samples; expected files such as 0001.jpg and 0001.cls")
+    if None in labels and any(label is not None for label in labels):
+        key = split_name(rows[labels.index(None)][0].name)[0]
+        raise SourceError(f"{file} has labels for some of its samples only: {key!r} has none")
+    storage.write_atomically(os.path.join(os.path.dirname(file), index_name(name)), index_bytes(rows))
+    num_classes = None if labels[0] is None else max(labels) + 1
+    return IndexedTar(Shard(name, size, digest.hexdigest(), len(rows), index_name(name)), num_classes)
+
+
+def _check_row(file: str, key: str, members: Sequence) -> list[Member]:
+    row = [Member(split_name(member.name)[1], member.offset, member.size, member.name) for member in members]
+    extensions = [member.extension.lower() for member in row]
+    if len(set(extensions)) < len(extensions):
+        raise SourceError(f"{file} has two samples {key!r} after each other; shard it anew without --in_place")
+    if not set(extensions) & set(IMAGE_EXTENSIONS):
+        raise SourceError(
+            f"{file}: sample {key!r} has no image: it has {', '.join(extensions)}; "
+            f"expected one of {', '.join(IMAGE_EXTENSIONS)}"
+        )
+    return row
+
+
+def _read_label(file: str, opened, row: Sequence[Member]) -> int | None:
+    for member in row:
+        if member.extension == LABEL_EXTENSION:
+            opened.seek(member.offset)
+            text = opened.read(member.size).strip()
+            if not (text.isdigit() and len(text) < 10):
+                shown = text[:40].decode(errors="replace")
+                raise SourceError(f"{file}: {member.name!r} holds {shown!r}; expected a label, a number from 0 on")
+            return int(text)
+    return None
+
+
+def _agree_on_classes(
+    tars: Sequence[IndexedTar], classes: Sequence[str] | None, existing: ShardSet | None
+) -> tuple[str, ...] | None:
+    labelled = {tar.num_classes is not None for tar in tars}
+    if len(labelled) > 1:
+        without = next(tar.shard.file for tar in tars if tar.num_classes is None)
+        raise SourceError(f"{without} has no labels, and other tars have; index them as splits of two folders")
+    if not labelled.pop():
+        if classes or (existing is not None and existing.classes is not None):
+            raise CommandError("the tars have no labels (cls), so they cannot have classes")
+        return None
+    needed = max(tar.num_classes for tar in tars)
+    if classes is None and existing is not None:
+        classes = existing.classes
+    if classes is None:
+        return tuple(str(label) for label in range(needed))
+    if needed > len(classes) or (existing is not None and existing.splits and tuple(classes) != existing.classes):
+        raise CommandError(
+            f"the tars have labels up to {needed - 1}, and there are {len(classes)} classes"
+            if needed > len(classes)
+            else f"--classes differ from those of {existing.root}; all splits share one list"
+        )
+    return tuple(classes)

@@ -1,0 +1,223 @@
+"""What is wrong with a shard set: every file of it compared with the manifest, each fault in one sentence."""
+
+import dataclasses
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Sequence
+
+from pipeline import storage
+from pipeline.image_files import ImageOptions, prepare_image
+from pipeline.locations import Location, SourceError, file_status, join, open_file, read_location
+from pipeline.manifest import MANIFEST_NAME, Shard, ShardSet, file_faults
+from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Member, index_bytes, split_name
+from pipeline.sidecars import sidecar_files
+from pipeline.tar_members import TarDamage, tar_members
+from tools import worker_pool
+from tools.progress import Progress
+
+TAR, INDEX, SIDECAR, UNLISTED = "tar", "index", "sidecar", "unlisted"
+_DECODE = ImageOptions(check="decode")
+_UNFINISHED = re.compile(r"\.(.*\.unfinished|.*\.\d+\.tmp|repair)")
+_SHARD_FILE = re.compile(r"(.+)-\d{6}\.(tar|idx)")
+_CHUNK = 1 << 22
+
+
+@dataclasses.dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong.
+
+    Attributes:
+        text: a sentence that begins with the file's name.
+        kind: what has to be mended: the tar, its index, a sidecar, or a file that the manifest does not list.
+        split: name of the split of the tar or index; of an unlisted file, the split that its name is of.
+        number: number of the shard in the manifest's list.
+    """
+
+    text: str
+    kind: str
+    split: str | None = None
+    number: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ShardCheck:
+    """A shard to be checked, for any process.
+
+    Attributes:
+        root: of the shard set.
+        split: name of its split.
+        number: its number in the manifest's list.
+        shard: as the manifest lists it.
+        num_classes: of the shard set; None where it has none.
+        deep: whether every image is decoded.
+    """
+
+    root: str
+    split: str
+    number: int
+    shard: Shard
+    num_classes: int | None
+    deep: bool
+
+
+def find_faults(
+    shard_set: ShardSet, *, splits: Sequence[str] | None = None, deep: bool = False, workers: int = 1
+) -> Iterator[Fault]:
+    """Compares every file of a shard set with its manifest; reads every byte.
+
+    Args:
+        shard_set: as `pipeline.manifest.read_manifest` gives it.
+        splits: names of the splits to look at; None: all.
+        deep: whether every image is decoded, too.
+        workers: processes.
+
+    Yields:
+        The faults, those of a shard together, shards in the order in which they end.
+    """
+    chosen = [split for split in shard_set.splits.values() if splits is None or split.name in splits]
+    num_classes = None if shard_set.classes is None else len(shard_set.classes)
+    checks = [
+        ShardCheck(shard_set.root, split.name, number, shard, num_classes, deep)
+        for split in chosen
+        for number, shard in enumerate(split.shards)
+    ]
+    progress = Progress(sum(c.shard.samples for c in checks), sum(c.shard.bytes for c in checks))
+    try:
+        for check, faults in worker_pool.run_tasks(check_shard, checks, workers):
+            yield from faults
+            progress.add(check.shard.samples, check.shard.bytes, {"faults": len(faults)})
+    finally:
+        progress.close()
+    yield from _set_faults(shard_set)
+
+
+def check_shard(check: ShardCheck) -> tuple[ShardCheck, list[Fault]]:
+    """The faults of one shard, with the check that asked for them."""
+    root, shard = check.root, check.shard
+    sizes = storage.file_sizes(root, [shard.file, shard.index])
+    faults = []
+    for text in file_faults(shard, sizes):
+        if text.startswith(shard.file):
+            return check, [_fault(check, TAR, f"{text}{_place_of_damage(check)}" if shard.file in sizes else text)]
+        faults.append(_fault(check, INDEX, text))
+    path = join(root, shard.file)
+    found = _sha256(path)
+    if found != shard.sha256:
+        text = f"{shard.file}: its contents have changed: sha256 is {found}, expected {shard.sha256}"
+        faults.append(_fault(check, TAR, f"{text}{_place_of_damage(check)}"))
+    samples, damage = read_samples(path)
+    if damage and found == shard.sha256:
+        faults.append(_fault(check, TAR, f"{shard.file} {damage}"))
+    if len(samples) != shard.samples:
+        faults.append(_fault(check, TAR, f"{shard.file}: holds {len(samples)} samples, expected {shard.samples}"))
+    if shard.index in sizes:
+        faults += [_fault(check, INDEX, text) for text in _index_faults(join(root, shard.index), shard.index, samples)]
+    faults += [_fault(check, TAR, f"{shard.file}: sample {text}") for text in _sample_faults(check, samples)]
+    return check, faults
+
+
+def _fault(check: ShardCheck, kind: str, text: str) -> Fault:
+    return Fault(text, kind, check.split, check.number)
+
+
+def _place_of_damage(check: ShardCheck) -> str:
+    _, damage = read_samples(join(check.root, check.shard.file))
+    return f"; it {damage}" if damage else ""
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with open_file(path) as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_samples(path: str | os.PathLike) -> tuple[list[list[Member]], str]:
+    """The members of each sample of a tar, in order: neighbours that share a key.
+
+    Args:
+        path: of the tar, or its URL.
+
+    Returns:
+        The samples up to the first damage, and what the damage is ("" if there is none).
+    """
+    path = os.fspath(path)
+    samples: list[list[Member]] = []
+    last_key = None
+    with open_file(path) as file:
+        try:
+            for name, offset, size in tar_members(file, file_status(path).size):
+                key, extension = split_name(name)
+                if key != last_key:
+                    samples.append([])
+                samples[-1].append(Member(extension, offset, size, name))
+                last_key = key
+        except TarDamage as damage:
+            return samples, str(damage)
+    return samples, ""
+
+
+def _index_faults(path: str, name: str, samples: list[list[Member]]) -> Iterator[str]:
+    found, expected = read_location(Location(path)).split(b"\n"), index_bytes(samples).split(b"\n")
+    if found == expected:
+        return
+    lines = zip(found, expected, strict=False)
+    number, (received, wanted) = next(
+        ((number, pair) for number, pair in enumerate(lines, 1) if pair[0] != pair[1]),
+        (min(len(found), len(expected)), (b"the end of the file", b"further lines")),
+    )
+    received, wanted = (text[:80].decode(errors="backslashreplace") for text in (received, wanted))
+    yield f"{name}: differs from the tar at line {number}: {received!r}, expected {wanted!r}"
+
+
+def _sample_faults(check: ShardCheck, samples: list[list[Member]]) -> Iterator[str]:
+    with open_file(join(check.root, check.shard.file)) as file:
+        for members in samples:
+            key = split_name(members[0].name)[0]
+            by_extension = {member.extension.lower(): member for member in members}
+            if len(by_extension) < len(members):
+                yield f"{key} has two members of one name"
+            image = next((by_extension[e] for e in IMAGE_EXTENSIONS if e in by_extension), None)
+            label = by_extension.get(LABEL_EXTENSION)
+            if image is None:
+                yield f"{key} has no image"
+            elif check.deep:
+                try:
+                    prepare_image(_read(file, image), _DECODE)
+                except ValueError as error:
+                    yield f"{key} has a damaged image: {error}"
+            if (label is None) != (check.num_classes is None):
+                yield f"{key} has {'no label' if label is None else 'a label'}, unlike the manifest's classes"
+            elif label is not None:
+                text = _read(file, label)
+                if not (text.strip().isdigit() and int(text) < check.num_classes):
+                    yield f"{key} has label {text[:20]!r}, expected an integer from 0 to {check.num_classes - 1}"
+
+
+def _read(file, member: Member) -> bytes:
+    file.seek(member.offset)
+    return file.read(member.size)
+
+
+def _set_faults(shard_set: ShardSet) -> Iterator[Fault]:
+    # Sidecars, and files that do not belong there.
+    root = shard_set.root
+    for name, expected in sidecar_files(shard_set).items():
+        try:
+            if read_location(Location(join(root, name))) != expected:
+                yield Fault(f"{name}: differs from {MANIFEST_NAME}", SIDECAR)
+        except SourceError:
+            yield Fault(f"{name} is missing", SIDECAR)
+    listed = {
+        name for split in shard_set.splits.values() for shard in split.shards for name in (shard.file, shard.index)
+    }
+    for name in storage.list_names(root):
+        if name.endswith((".tar", ".idx")) and not name.startswith(".") and name not in listed:
+            text = f"{name}: {MANIFEST_NAME} does not list it (an older or later manifest? a file from elsewhere?)"
+            split = _SHARD_FILE.fullmatch(name)
+            yield Fault(text, UNLISTED, split[1] if split and split[1] in shard_set.splits else None)
+        elif _UNFINISHED.fullmatch(name):
+            text = f"{name}: make_shards is at work, or was killed (run it again, or delete it)"
+            yield Fault(text, UNLISTED)
