@@ -217,13 +217,11 @@ def _header_of(name: str, size: int) -> bytes:
     return info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "surrogateescape")
 
 
-# Fields of a USTAR header that differ between files: name, size and checksum, a sum of all bytes in which the
-# checksum's own eight count as blanks.
-_NAME, _SIZE, _CHECKSUM = slice(0, 100), slice(124, 136), slice(148, 156)
-_TEMPLATE = bytearray(_header_of("", 0))
-_TEMPLATE[_SIZE] = bytes(12)
-_TEMPLATE[_CHECKSUM] = b" " * 8
-_TEMPLATE_SUM = sum(_TEMPLATE)
+# Bytes of a USTAR header that differ between files: name 0-99, size 124-135, checksum 148-155; the checksum is a sum
+# of all bytes in which its own eight count as blanks.
+_EMPTY = _header_of("", 0)
+_MODE_TO_SIZE, _TIME, _TYPE_TO_END = _EMPTY[100:124], _EMPTY[136:148], _EMPTY[156:]
+_SUM_OF_REST = sum(_MODE_TO_SIZE) + sum(_TIME) + sum(_TYPE_TO_END) + 8 * ord(" ")
 
 
 def tar_header(name: str, size: int) -> bytes:
@@ -231,8 +229,5 @@ def tar_header(name: str, size: int) -> bytes:
     if len(name) > 100 or not name.isascii() or size >= 8**11:
         return _header_of(name, size)
     name_field, size_field = name.encode(), b"%011o\0" % size
-    header = _TEMPLATE.copy()
-    header[: len(name_field)] = name_field
-    header[_SIZE] = size_field
-    header[_CHECKSUM] = b"%06o\0 " % (_TEMPLATE_SUM + sum(name_field) + sum(size_field))
-    return bytes(header)
+    checksum = b"%06o\0 " % (_SUM_OF_REST + sum(name_field) + sum(size_field))
+    return b"".join((name_field.ljust(100, b"\0"), _MODE_TO_SIZE, size_field, _TIME, checksum, _TYPE_TO_END))

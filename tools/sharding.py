@@ -7,7 +7,6 @@ manifest. `unfinished` remembers what was written, `output_lock` keeps a second 
 import contextlib
 import dataclasses
 import errno
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 
+import keras_mae
 from keras_mae.commandline import CommandError
 from pipeline import storage
 from pipeline.locations import SourceError, is_url, join
@@ -303,13 +304,7 @@ class _Run:
 
 def library_versions() -> dict[str, str]:
     """Versions of what decides the bytes of a shard."""
-    versions = {}
-    for name, distribution in {"keras_mae": "keras-mae", "numpy": "numpy", "Pillow": "pillow"}.items():
-        try:
-            versions[name] = importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            versions[name] = "not installed"  # run from its source tree
-    return versions
+    return {"keras_mae": keras_mae.__version__, "numpy": np.__version__, "Pillow": PIL.__version__}
 
 
 def _summary(shard_set: ShardSet, names: Sequence[str], written: Sequence[WrittenShard]) -> str:
