@@ -36,6 +36,7 @@ MAX_SAMPLES = 10**KEY_DIGITS
 READS_IN_FLIGHT = 16
 # The others say what was asked for, of nearly all samples.
 LISTED_NOTES = NOTES.keys() - {"resized", "reencoded", "kept_smaller"}
+MAX_LISTED = 1000  # names of each kind in a shard
 # Members that show the same pixels as the image, so that they have to be changed with it.
 _SPATIAL_EXTENSIONS = (*IMAGE_EXTENSIONS, "npy")
 _WRITE_BYTES = 1 << 20
@@ -74,7 +75,7 @@ class WrittenShard:
         number: number of the shard in its split.
         shard: as the manifest lists it.
         notes: for each kind of note (`image_files.NOTES`), how many samples have it.
-        noted: for those of `LISTED_NOTES`, the names of the samples.
+        noted: for those of `LISTED_NOTES`, the names of the first `MAX_LISTED` samples.
         skipped: (name, reason) of each sample that was left out.
     """
 
@@ -113,7 +114,7 @@ def write_shard(task: ShardTask) -> WrittenShard:
                 continue
             notes.update(found)
             for note in found:
-                if note in LISTED_NOTES:
+                if note in LISTED_NOTES and len(noted[note]) < MAX_LISTED:
                     noted[note].append(item.name)
             rows.append([tar.add(key, extension, data) for extension, data in sorted(members.items())])
         tar.finish()

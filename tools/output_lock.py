@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from keras_mae.commandline import CommandError
 from pipeline.locations import is_url
 
 LOCK_NAME = ".lock"
+# Workers of a process that was killed hold its lock for a moment longer, until they have noticed.
+PATIENCE = 1.0  # seconds
 
 
 @contextlib.contextmanager
@@ -41,12 +44,16 @@ def locked(folder: str | os.PathLike, log: Callable[[str], None] = print) -> Ite
 
 
 def _acquire(path: Path, folder: str | os.PathLike, log: Callable[[str], None]) -> int:
+    deadline = time.monotonic() + PATIENCE
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(descriptor)
+            if time.monotonic() < deadline:
+                time.sleep(0.05)
+                continue
             raise CommandError(
                 f"another process is writing to {folder} at this moment; wait for it to end, or choose another folder"
             ) from None

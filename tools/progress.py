@@ -1,10 +1,30 @@
 """One line on stderr about long work: how fast, how far, how much longer."""
 
 import collections
+import contextlib
 import sys
+import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
+
+
+@contextlib.contextmanager
+def announced(line: str, after: float = 2.0, stream: TextIO | None = None) -> Iterator[None]:
+    """Says what is going on if the block takes longer than a moment.
+
+    Args:
+        line: what to say.
+        after: seconds.
+        stream: where to say it; None: stderr.
+    """
+    timer = threading.Timer(after, lambda: print(line, file=sys.stderr if stream is None else stream, flush=True))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
 
 
 class Progress:

@@ -32,7 +32,7 @@ from pipeline.sources import Listing, Source
 from pipeline.writing import ShardTask, WrittenShard
 from tools import unfinished, worker_pool
 from tools.output_lock import locked
-from tools.progress import Progress
+from tools.progress import Progress, announced
 from tools.shard_plan import ShardOptions, SplitPlan, plan_splits
 from tools.shard_report import REPORT_NAME, split_report, total_counts, write_report
 
@@ -82,7 +82,8 @@ def make_shards(
         raise CommandError(f"--on_error must be fail or skip, received {on_error!r}")
     root = os.fspath(output)
     _check_output(source, root)
-    listing = source.scan()
+    with announced("listing the samples ..."):
+        listing = source.scan()
     if listing.ignored:
         what = _number_of(len(listing.ignored), "file that is not an image", "files that are not images")
         log(f"ignored {what} by name: {_shown(listing.ignored)}")
