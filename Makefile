@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test parity beam slow lint clean
+.PHONY: demo test parity timm beam slow lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tools.demo
@@ -18,6 +18,15 @@ slow: $(INSTALLED)
 
 parity: $(VENV)/installed-parity
 	$(BIN)/python -m pytest -m parity
+
+# An environment of its own: torchvision has to be built for the very torch that it meets.
+timm: .venv-timm/installed
+	.venv-timm/bin/python -m pytest -m timm
+
+.venv-timm/installed: setup.cfg pyproject.toml constraints.txt
+	test -x .venv-timm/bin/python || $(PYTHON) -m venv .venv-timm
+	.venv-timm/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev,timm]"
+	@touch $@
 
 # Apache Beam needs older versions of some packages than constraints.txt has: an environment of its own.
 beam: .venv-beam/installed
@@ -42,4 +51,4 @@ $(VENV)/installed-parity: $(INSTALLED)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-beam *.egg-info
+	rm -rf $(VENV) .venv-beam .venv-timm *.egg-info

@@ -17,6 +17,10 @@ def pytest_configure(config):
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     if config.getoption("markexpr") != "gpu":
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if config.getoption("markexpr") == "parity":
+        # torch brings triton on Linux, which crashes if TensorFlow was imported before it.
+        with contextlib.suppress(ImportError):
+            import triton  # noqa: F401
     config.addinivalue_line("filterwarnings", OUR_WARNINGS_ARE_ERRORS)
     # Keras 3.15 reading its own variables with NumPy 2
     config.addinivalue_line("filterwarnings", r"ignore:__array__ implementation:DeprecationWarning:keras\.")

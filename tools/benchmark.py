@@ -30,7 +30,9 @@ MILLION = 1_000_000
 
 
 def define_flags() -> None:
-    flags.DEFINE_string("input", None, "Folder of photographs, used as often as needed; default: made by the benchmark.")
+    flags.DEFINE_string(
+        "input", None, "Folder of photographs, used as often as needed; default: made by the benchmark."
+    )
     flags.DEFINE_integer("samples", 8000, "Photographs to measure with.", lower_bound=1)
     flags.DEFINE_integer("repeats", 5, "Rounds that are counted; one more comes first.", lower_bound=1)
     flags.DEFINE_integer("workers", None, "Processes of what can use several; default: one for each core.")

@@ -1,4 +1,4 @@
-"""Commands that a benchmark runs: timed, bounded, ended with all they started, and their memory watched from outside."""
+"""Commands that a benchmark runs: timed, bounded, ended with all that they started, their memory watched."""
 
 import contextlib
 import os
@@ -12,7 +12,8 @@ from collections.abc import Iterator, Sequence
 from keras_mae.commandline import CommandError
 
 LIMIT_SECONDS = 3600
-_PAUSE = 0.2  # seconds between two looks at the memory of processes
+# Seconds between two looks at the memory of processes: often at first, so that short work is seen too.
+_FIRST_PAUSE, _LONGEST_PAUSE, _GROWTH = 0.01, 0.2, 1.1
 _SECONDS_TO_DIE = 5
 # What is loaded into any process that has imported it.
 _TENSORFLOW_LIBRARY = b"libtensorflow"
@@ -36,9 +37,7 @@ def started(words: Sequence[str]) -> Iterator[subprocess.Popen]:
 
     If the block raises instead, Ctrl-C included, all processes of the group are killed.
     """
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         yield process
     except BaseException:
@@ -105,7 +104,9 @@ class MemoryWatch:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._ended.wait(_PAUSE):
+        pause = _FIRST_PAUSE
+        while not self._ended.wait(pause):
+            pause = min(pause * _GROWTH, _LONGEST_PAUSE)
             for process in _processes_of(self.group):
                 with contextlib.suppress(OSError, StopIteration):  # it has just ended
                     self._look_at(process)

@@ -105,14 +105,15 @@ def summary(
     return rows
 
 
-def table(rows: Mapping[str, Mapping[str, Any]], yardstick: str) -> str:
-    """The rows of `summary` as text."""
-    lines = [f"{'':<46}{'seconds':>8} {'(spread)':<14}{'images/s':>9}{'MB/s':>8}   times {rows[yardstick]['text']}"]
+def table(rows: Mapping[str, Mapping[str, Any]]) -> str:
+    """The rows of `summary` as text; the first one is the yardstick."""
+    yardstick = next(iter(rows.values()))["text"]
+    lines = [f"{'':<39}{'seconds':>8} {'(spread)':<15}{'images/s':>9}{'MB/s':>7}  times {yardstick}"]
     for row in rows.values():
         seconds = row["seconds"]
-        times = f"{seconds['median']:>8.2f} {'({min:.2f}-{max:.2f})'.format(**seconds):<14}"
-        speed = f"{row['images_per_second']:>9,.0f}{row['mb_per_second']:>8,.0f}"
-        lines.append(f"{row['text']:<46}{times}{speed}   {ratio_text(row['ratio'])}")
+        times = f"{seconds['median']:>8.2f} {'({min:.2f}-{max:.2f})'.format(**seconds):<15}"
+        speed = f"{row['images_per_second']:>9,.0f}{row['mb_per_second']:>7,.0f}"
+        lines.append(f"{row['text']:<39}{times}{speed}  {ratio_text(row['ratio'])}")
     return "\n".join(lines)
 
 

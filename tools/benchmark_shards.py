@@ -1,13 +1,6 @@
-"""The benchmark of the sharder: copying, checking each image by decoding it, and a million samples.
+"""The benchmark of the sharder: copying photographs, checking each by decoding it, and a million samples."""
 
-Every contestant is a process of its own. Times called "command" are of a whole process, from before its start to
-after its end; "call" and "loop" are of the work alone, in a process that has started and imported everything.
-"""
-
-import collections
-import functools
-import hashlib
-import json
+import operator
 import os
 import platform
 import sys
@@ -20,14 +13,25 @@ from typing import Any
 
 from keras_mae.commandline import CommandError
 from pipeline.manifest import load_manifest
-from pipeline.tar_members import tar_members
 from tools import worker_pool
-from tools.benchmark_inputs import Photographs, copy_photographs, make_photographs, write_tiny_list
-from tools.benchmark_processes import MemoryWatch, finish, started, timed
+from tools.benchmark_inputs import copy_photographs, make_photographs, write_tiny_list
+from tools.benchmark_processes import MemoryWatch, finish, started
 from tools.benchmark_rounds import Contestant, ratio_text, run_rounds, speed_ratio, summary, table
+from tools.shard_contestants import copy_contestants, decode_contestants
 
 BUSY_LOAD = 0.5
-_CHUNK = 1 << 20
+
+# With fewer photographs, what it takes to start Python and to end a shard weighs more.
+TARGET_SAMPLES = 8000
+# What is to be reached with that many: in words, where the results hold it, how it must compare, with what
+TARGETS = (
+    ("copy, against tar cf", ("copy", "ratios", "command / tar", "median"), ">=", 0.6),
+    ("copy, against ShardWriter", ("copy", "ratios", "command / shard_writer", "median"), ">", 1),
+    ("full decode, against decode alone", ("decode", "ratios", "command / decode", "median"), ">=", 0.8),
+    ("a million samples, seconds", ("million", "seconds"), "<", 600),
+    ("a million samples, MB of the largest process", ("million", "peak_mb"), "<", 500),
+)
+_COMPARE = {">=": operator.ge, ">": operator.gt, "<": operator.lt}
 
 
 def measure_shards(
@@ -60,25 +64,32 @@ def measure_shards(
     """
     with tempfile.TemporaryDirectory(prefix="benchmark-", dir=scratch) as folder:
         root = Path(folder)
-        machine = describe_machine(root, workers)
-        if machine["load_at_start"] > BUSY_LOAD:
-            log(f"WARNING: the machine is busy (load {machine['load_at_start']}): these times will be worth little")
-        log("writing the photographs")
+        results = {"benchmark": "shards", "machine": describe_machine(root, workers)}
+        load = results["machine"]["load_at_start"]
+        if load > BUSY_LOAD:
+            log(f"WARNING: the machine is busy (load {load}), these times will be worth little")
+        log(f"{samples:,} photographs: {'making them' if photos is None else 'copying them'}")
         place = root / "photos"
-        photographs = make_photographs(samples, place) if photos is None else copy_photographs(photos, samples, place)
-        results = {
-            "benchmark": "shards",
-            "machine": machine,
-            "photographs": {
-                "samples": photographs.samples,
-                "bytes": photographs.num_bytes,
-                "origin": photographs.origin,
-            },
-            "copy": measure_copy(photographs, repeats, workers, root, log),
-            "decode": measure_decode(photographs, repeats, workers, root, log),
-        }
+        found = make_photographs(samples, place) if photos is None else copy_photographs(photos, samples, place)
+        results["photographs"] = {"samples": found.samples, "bytes": found.num_bytes, "origin": found.origin}
+
+        def race(contestants: list[Contestant], pairs: list[tuple[str, str]]) -> dict[str, Any]:
+            # The first contestant is the yardstick.
+            seconds = run_rounds(contestants, repeats, root / "output", log)
+            return {
+                "contestants": summary(contestants, seconds, contestants[0].name, found.samples, found.num_bytes),
+                "ratios": {f"{name} / {other}": speed_ratio(seconds, name, other) for name, other in pairs},
+            }
+
+        log("copy")
+        tars = [(name, other) for other in ("tar", "tar_fsync") for name in ("command", "call")]
+        writers = [("command", "shard_writer"), ("call", "shard_writer_loop")]
+        results["copy"] = race(copy_contestants(found, workers), tars + writers)
+        log("full decode")
+        results["decode"] = race(decode_contestants(found, workers), [("command", "decode"), ("call", "decode")])
         if million:
-            results["million"] = measure_million(million, workers, root, log)
+            log(f"{million:,} samples of a list")
+            results["million"] = measure_million(million, workers, root)
     results["targets"] = check_targets(results)
     return results
 
@@ -107,64 +118,86 @@ def _filesystem(folder: Path) -> str | None:
     return next(kinds, None)
 
 
-def measure_copy(
-    photos: Photographs, repeats: int, workers: int, root: Path, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Times the sharder, `tar cf` and webdataset's ShardWriter on the same files."""
-    check = functools.partial(check_tars, photos)
-    shard = functools.partial(_shard, photos, workers, "header")
-    write = functools.partial(_work, photos.samples, "write_with_shard_writer", photos.folder)
-    contestants = [
-        Contestant("tar", "tar cf", functools.partial(_tar, photos.folder), check),
-        Contestant("tar_fsync", "tar cf, then fsync as shards have it", functools.partial(_tar_fsync, photos), check),
-        Contestant("command", "make_shards, command", shard, check),
-        Contestant("call", "make_shards, call", functools.partial(_call, photos, workers, "header"), check),
-        Contestant("shard_writer", "webdataset.ShardWriter, command", lambda output: write(output)[0], check),
-        Contestant("shard_writer_loop", "webdataset.ShardWriter, loop", lambda output: write(output)[1], check),
-    ]
-    log(f"copy of {photos.samples:,} photographs")
-    seconds = run_rounds(contestants, repeats, root / "output", log)
-    pairs = [
-        ("command", "tar"),
-        ("call", "tar"),
-        ("command", "tar_fsync"),
-        ("call", "tar_fsync"),
-        ("command", "shard_writer"),
-        ("call", "shard_writer_loop"),
-    ]
+def measure_million(samples: int, workers: int, root: Path) -> dict[str, Any]:
+    """Times the sharder once on a list of tiny images, and watches the memory of its processes.
+
+    Args:
+        samples: rows of the list, a million or fewer.
+        workers: processes that write.
+        root: folder for the list, its images and the shards.
+
+    Raises:
+        CommandError: the command failed, or samples are missing in the shard set.
+    """
+    file, output = write_tiny_list(samples, root), root / "million"
+    os.sync()
+    words = ["--source=list", f"--input={file}", f"--output={output}", f"--workers={workers}"]
+    start = time.perf_counter()
+    with started([sys.executable, "-m", "tools.make_shards", *words]) as process, MemoryWatch(process.pid) as watch:
+        finish(process)
+        seconds = time.perf_counter() - start
+    split = load_manifest(output).splits["train"]  # raises unless all its tars are there and whole
+    if split.samples != samples:
+        raise CommandError(f"the shard set of a list of {samples} images has {split.samples} samples")
+    peaks = {number: round(size / 1e6, 1) for number, size in watch.peak_bytes.items()}
     return {
-        "yardstick": "tar",
-        "contestants": summary(contestants, seconds, "tar", photos.samples, photos.num_bytes),
-        "ratios": {f"{name} / {other}": speed_ratio(seconds, name, other) for name, other in pairs},
+        "samples": samples,
+        "shards": len(split.shards),
+        "tar_bytes": sum(shard.bytes for shard in split.shards),
+        "seconds": round(seconds, 2),
+        "samples_per_second": round(samples / seconds, 1),
+        "parent_mb": peaks.pop(process.pid, None),
+        "worker_mb": sorted(peaks.values()),
+        "peak_mb": max((size / 1e6 for size in watch.peak_bytes.values()), default=None),
+        "has_tensorflow": watch.has_tensorflow if watch.peak_bytes else None,
     }
 
 
-def measure_decode(
-    photos: Photographs, repeats: int, workers: int, root: Path, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Times the sharder with --check=decode, and nothing but decoding the same files on as many processes."""
-    check = functools.partial(check_tars, photos)
-    contestants = [
-        Contestant(
-            "decode",
-            f"decode alone, {workers} processes",
-            lambda output: _work(photos.samples, "decode", photos.folder, workers)[1],
-            lambda output: None,
-        ),
-        Contestant(
-            "command",
-            "make_shards --check=decode, command",
-            functools.partial(_shard, photos, workers, "decode"),
-            check,
-        ),
-        Contestant(
-            "call", "make_shards --check=decode, call", functools.partial(_call, photos, workers, "decode"), check
-        ),
+def check_targets(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """For each target that was measured: what, the target, the value, and whether it is met."""
+    checked = []
+    for what, place, sign, limit in TARGETS:
+        value = results
+        for key in place:
+            value = value.get(key) if value is not None else None
+        if value is not None:
+            checked.append(
+                {"what": what, "target": f"{sign} {limit}", "measured": value, "met": _COMPARE[sign](value, limit)}
+            )
+    return checked
+
+
+def shards_text(results: dict[str, Any]) -> str:
+    """The results of `measure_shards` as tables for a terminal."""
+    machine, photos = results["machine"], results["photographs"]
+    facts = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in machine.items())
+    lines = [
+        "",
+        f"{photos['samples']:,} photographs, {photos['bytes'] / 1e6:.1f} MB, {photos['origin']}; warm cache; medians",
+        facts,
     ]
-    log(f"full decode of {photos.samples:,} photographs")
-    seconds = run_rounds(contestants, repeats, root / "output", log)
-    return {
-        "yardstick": "decode",
-        "contestants": summary(contestants, seconds, "decode", photos.samples, photos.num_bytes),
-        "ratios": {f"{name} / decode": speed_ratio(seconds, name, "decode") for name in ("command", "call")},
-    }
+    for part in ("copy", "decode"):
+        lines += ["", table(results[part]["contestants"]), ""]
+        lines += [f"speed of {pair}: {ratio_text(ratio)}" for pair, ratio in results[part]["ratios"].items()]
+    if "million" in results:
+        lines += ["", _million_text(results["million"])]
+    lines.append("")
+    if photos["samples"] < TARGET_SAMPLES:
+        lines.append(f"the targets are for {TARGET_SAMPLES:,} photographs")
+    for target in results["targets"]:
+        verdict = "met" if target["met"] else "MISSED"
+        lines.append(f"target: {target['what']} {target['target']}: {target['measured']:.4g}, {verdict}")
+    return "\n".join(lines)
+
+
+def _million_text(million: dict[str, Any]) -> str:
+    line = (
+        f"{million['samples']:,} tiny samples of a list, make_shards, command: {million['seconds']:.1f} s, "
+        f"{million['samples_per_second']:,.0f} samples/s, {million['shards']} shards, "
+        f"{million['tar_bytes'] / 1e6:.0f} MB"
+    )
+    if million["peak_mb"] is None:
+        return f"{line}\nmemory was not measured: that needs Linux"
+    workers = ", ".join(f"{size:.0f}" for size in million["worker_mb"]) or "none"
+    loaded = "loaded" if million["has_tensorflow"] else "never loaded"
+    return f"{line}\npeak memory in MB: parent {million['parent_mb']:.0f}, workers {workers}; TensorFlow {loaded}"

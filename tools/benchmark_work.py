@@ -27,9 +27,7 @@ def make_shards(photos: str, output: str, workers: str, check: str) -> dict:
 
     options = ShardOptions(images=ImageOptions(check=check))
     start = time.perf_counter()
-    shard_set = sharding.make_shards(
-        FolderSource(photos), output, options, workers=int(workers), log=lambda line: None
-    )
+    shard_set = sharding.make_shards(FolderSource(photos), output, options, workers=int(workers), log=lambda line: None)
     return {"seconds": time.perf_counter() - start, "images": shard_set.splits[options.split].samples}
 
 
