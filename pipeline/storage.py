@@ -18,18 +18,18 @@ from pipeline.locations import is_url, join, open_filesystem
 
 
 @contextlib.contextmanager
-def open_atomically(path: str | os.PathLike, *, durable: bool = True) -> Iterator[BinaryIO]:
+def open_atomically(path: str | os.PathLike, *, durable: bool = True, large: bool = False) -> Iterator[BinaryIO]:
     """Opens a file, local or behind a URL, for writing bytes; it appears only when the block ends well.
 
     Args:
         path: file to create or replace. Its folder must exist.
-        durable: see `atomic.open_atomically`.
+        durable, large: see `atomic.open_atomically`.
 
     Raises:
         OSError: the folder cannot be written, or the disk is full.
     """
     if not is_url(path):
-        with atomic.open_atomically(path, durable=durable) as file:
+        with atomic.open_atomically(path, durable=durable, large=large) as file:
             yield file
         return
     with tempfile.TemporaryDirectory() as folder:

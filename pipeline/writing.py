@@ -101,7 +101,7 @@ def write_shard(task: ShardTask) -> WrittenShard:
     """
     name = shard_name(task.split, task.number)
     notes, noted, skipped, rows = collections.Counter(), collections.defaultdict(list), [], []
-    with storage.open_atomically(join(task.root, name)) as file:
+    with storage.open_atomically(join(task.root, name), large=True) as file:
         tar = _TarWriter(file)
         keys = (f"{task.first_sample + i:0{KEY_DIGITS}d}" for i in range(len(task.items)))
         for key, item, read in zip(keys, task.items, _read_items(task.items), strict=True):

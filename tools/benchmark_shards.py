@@ -6,7 +6,7 @@ import platform
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 from keras_mae.commandline import CommandError
 from pipeline.manifest import load_manifest
 from tools import worker_pool
-from tools.benchmark_inputs import copy_photographs, make_photographs, write_tiny_list
+from tools.benchmark_inputs import Photographs, copy_photographs, make_photographs, write_tiny_list
 from tools.benchmark_processes import MemoryWatch, finish, started
 from tools.benchmark_rounds import Contestant, ratio_text, run_rounds, speed_ratio, summary, table
 from tools.shard_contestants import copy_contestants, decode_contestants
@@ -73,25 +73,34 @@ def measure_shards(
         found = make_photographs(samples, place) if photos is None else copy_photographs(photos, samples, place)
         results["photographs"] = {"samples": found.samples, "bytes": found.num_bytes, "origin": found.origin}
 
-        def race(contestants: list[Contestant], pairs: list[tuple[str, str]]) -> dict[str, Any]:
-            # The first contestant is the yardstick.
-            seconds = run_rounds(contestants, repeats, root / "output", log)
-            return {
-                "contestants": summary(contestants, seconds, contestants[0].name, found.samples, found.num_bytes),
-                "ratios": {f"{name} / {other}": speed_ratio(seconds, name, other) for name, other in pairs},
-            }
-
         log("copy")
         tars = [(name, other) for other in ("tar", "tar_fsync") for name in ("command", "call")]
         writers = [("command", "shard_writer"), ("call", "shard_writer_loop")]
-        results["copy"] = race(copy_contestants(found, workers), tars + writers)
+        results["copy"] = _race(copy_contestants(found, workers), tars + writers, found, repeats, root, log)
         log("full decode")
-        results["decode"] = race(decode_contestants(found, workers), [("command", "decode"), ("call", "decode")])
+        decoders = [("command", "decode"), ("call", "decode")]
+        results["decode"] = _race(decode_contestants(found, workers), decoders, found, repeats, root, log)
         if million:
             log(f"{million:,} samples of a list")
             results["million"] = measure_million(million, workers, root)
     results["targets"] = check_targets(results)
     return results
+
+
+def _race(
+    contestants: Sequence[Contestant],
+    pairs: Sequence[tuple[str, str]],
+    photos: Photographs,
+    repeats: int,
+    root: Path,
+    log: Callable[[str], None],
+) -> dict[str, Any]:
+    # The first contestant is the yardstick; `pairs` are those whose speeds are compared.
+    seconds = run_rounds(contestants, repeats, root / "output", log)
+    return {
+        "contestants": summary(contestants, seconds, contestants[0].name, photos.samples, photos.num_bytes),
+        "ratios": {f"{name} / {other}": speed_ratio(seconds, name, other) for name, other in pairs},
+    }
 
 
 def describe_machine(folder: Path, workers: int) -> dict[str, Any]:
@@ -140,6 +149,7 @@ def measure_million(samples: int, workers: int, root: Path) -> dict[str, Any]:
     if split.samples != samples:
         raise CommandError(f"the shard set of a list of {samples} images has {split.samples} samples")
     peaks = {number: round(size / 1e6, 1) for number, size in watch.peak_bytes.items()}
+    peak = max(peaks.values(), default=None)
     return {
         "samples": samples,
         "shards": len(split.shards),
@@ -148,7 +158,7 @@ def measure_million(samples: int, workers: int, root: Path) -> dict[str, Any]:
         "samples_per_second": round(samples / seconds, 1),
         "parent_mb": peaks.pop(process.pid, None),
         "worker_mb": sorted(peaks.values()),
-        "peak_mb": max((size / 1e6 for size in watch.peak_bytes.values()), default=None),
+        "peak_mb": peak,
         "has_tensorflow": watch.has_tensorflow if watch.peak_bytes else None,
     }
 

@@ -1,9 +1,12 @@
 """Tars: the bytes that webdataset's own writer gives, sizes known beforehand, whole or absent."""
 
 import dataclasses
+import errno
 import hashlib
 import json
+import os
 import tarfile
+import threading
 
 import numpy as np
 import pytest
@@ -137,6 +140,19 @@ def test_the_plan_knows_the_size_of_every_tar(items, tmp_path):
     write_shard(ShardTask(str(tmp_path), "train", 0, 0, items))
     with tarfile.open(tmp_path / "train-000000.tar") as tar:
         assert tar.getmembers()[-1].offset_data + 512 == expected  # the last member, json, fits a block
+
+
+def test_an_error_of_the_disk_while_a_large_file_is_written_is_raised(tmp_path, monkeypatch):
+    def fail(descriptor):
+        failed.set()
+        raise OSError(errno.EIO, "Input/output error")
+
+    failed = threading.Event()
+    monkeypatch.setattr(os, "fdatasync", fail)
+    with pytest.raises(OSError, match="Input/output error"), open_atomically(tmp_path / "a", large=True) as file:
+        file.write(bytes(10_000_000))
+        assert failed.wait(10)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
