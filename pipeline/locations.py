@@ -5,6 +5,7 @@ same storage can do it. This module imports no TensorFlow, and fsspec only for U
 """
 
 import contextlib
+import errno
 import os
 import time
 from collections.abc import Iterator
@@ -14,10 +15,26 @@ from typing import BinaryIO, NamedTuple
 WHOLE = -1
 # A server or the network may fail for a moment: seconds to wait before trying again.
 PAUSES = (0.5, 2.0)
+# Plain storages. fsspec knows others that lead to local files or to a second URL inside the first one, which a list
+# or manifest from elsewhere must not reach.
+PROTOCOLS = (
+    *("http", "https", "s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "hdfs", "webhdfs", "webdav"),
+    *("ftp", "sftp", "ssh", "smb", "hf", "oci", "oss", "memory"),
+)
+# What is wrong with one file. Other faults are of its disk, machine or network, and may pass.
+_FAULTS_OF_FILES = {
+    *(errno.ENOENT, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ENXIO),
+    *(errno.ELOOP, errno.ENAMETOOLONG),
+}
+_PASSING_HTTP_STATUS = (408, 425, 429)  # of those below 500: too slow, too early, too many requests
 
 
 class SourceError(ValueError):
     """The images that were given cannot be read as a source, or one of them is not an image."""
+
+
+class SourceUnavailable(SourceError):
+    """A disk, server or network failed. The data may be whole, so they must not be left out as if they were damaged."""
 
 
 class Location(NamedTuple):
@@ -46,6 +63,11 @@ def is_url(file: str | os.PathLike) -> bool:
     return "://" in os.fspath(file)
 
 
+def is_web(file: str | os.PathLike) -> bool:
+    """Whether `file` is a URL of a web server; these have files but no folders."""
+    return os.fspath(file).startswith(("http://", "https://"))
+
+
 def join(folder: str | os.PathLike, name: str) -> str:
     """The path or URL of `name` in a folder; `name` itself where it is a URL or an absolute path."""
     if is_url(name) or os.path.isabs(name):
@@ -59,6 +81,7 @@ def read_location(location: Location) -> bytes:
     Raises:
         SourceError: the file is gone, cannot be read, or ends too early; where the location gives the size of
             the whole file, also if it has another size now.
+        SourceUnavailable: the storage failed, for a URL again and again.
     """
     file, offset, size = location
     try:
@@ -66,7 +89,7 @@ def read_location(location: Location) -> bytes:
     except Exception as error:
         raise named_error(file, error) from None
     if size != WHOLE and len(data) != size:
-        raise SourceError(f"{file} changed while shards were made: expected {size} bytes at {offset}, read {len(data)}")
+        raise SourceError(f"{file} has changed: expected {size} bytes at {offset}, read {len(data)}")
     return data
 
 
@@ -93,10 +116,8 @@ def _read_url(url: str, offset: int, size: int) -> bytes:
             data = system.cat_file(path, start=offset, end=offset + size)
             # Some web servers always give the whole file.
             return data if len(data) <= size else data[offset : offset + size]
-        except FileNotFoundError:
-            raise
-        except Exception:
-            if pause is None:
+        except Exception as error:
+            if pause is None or not isinstance(named_error(url, error), SourceUnavailable):
                 raise
             time.sleep(pause)
     raise AssertionError("unreachable")
@@ -150,21 +171,57 @@ def named_error(file: str, error: Exception) -> Exception:
     if isinstance(error, SourceError):
         return error
     if isinstance(error, FileNotFoundError):
-        return SourceError(f"{file} does not exist")
-    if isinstance(error, OSError):
-        return SourceError(f"{file} cannot be read: {error.strerror or error}")
+        cause = error.__cause__ if is_web(file) else None  # fsspec says so of servers that do not answer, too
+        if cause is None or _http_status(cause) == 404:
+            return SourceError(f"{file} does not exist")
+        return named_error(file, cause)
     if is_url(file):  # each fsspec system has its own kinds
-        return SourceError(f"{file} cannot be read: {type(error).__name__}: {error}")
-    return error
+        return _error_of_url(file, error)
+    if not isinstance(error, OSError):
+        return error
+    if error.errno is None or error.errno in _FAULTS_OF_FILES:
+        return SourceError(f"{file} cannot be read: {error.strerror or error}")
+    return _unavailable(file, error.strerror)
+
+
+def _error_of_url(url: str, error: Exception) -> SourceError:
+    status = _http_status(error)
+    is_of_file = isinstance(error, PermissionError | IsADirectoryError | NotADirectoryError | ValueError)
+    if is_of_file or (status is not None and status < 500 and status not in _PASSING_HTTP_STATUS):
+        return SourceError(f"{url} cannot be read: {type(error).__name__}: {error}")
+    return _unavailable(url, f"{type(error).__name__}: {error}")
+
+
+def _unavailable(file: str, problem: str) -> SourceUnavailable:
+    return SourceUnavailable(
+        f"{file} cannot be read at this moment: {problem}; the storage failed, run the same command again"
+    )
+
+
+def _http_status(error: BaseException) -> int | None:
+    # Of answers as aiohttp and gcsfs raise them.
+    status = getattr(error, "status", None) or getattr(error, "code", None)
+    return status if type(status) is int and 400 <= status < 600 else None
+
+
+def check_url(url: str) -> None:
+    """Raises SourceError for a URL that is of no plain storage (`PROTOCOLS`); asks no server."""
+    protocol = url.partition("://")[0]
+    if protocol in ("file", "local"):
+        raise SourceError(f"{url} is a local file; give its path itself, without {protocol}://")
+    if protocol not in PROTOCOLS or "::" in url:
+        kinds = ", ".join(f"{name}://" for name in PROTOCOLS)
+        raise SourceError(f"{url} cannot be opened: expected a plain URL of one of the kinds {kinds}")
 
 
 def open_filesystem(url: str | os.PathLike):
     """The fsspec file system behind a URL, and the URL's path in it.
 
     Raises:
-        SourceError: fsspec, or the package that it needs for this kind of URL, is not installed.
+        SourceError: see `check_url`; or fsspec, or the package that it needs for this kind of URL, is not installed.
     """
     url = os.fspath(url)
+    check_url(url)
     try:
         from fsspec.core import url_to_fs
     except ImportError:

@@ -9,6 +9,9 @@ import hashlib
 import json
 import os
 import re
+import reprlib
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline import storage
@@ -18,6 +21,8 @@ MANIFEST_NAME = "manifest.json"
 FORMAT = "keras_mae shard set"
 VERSION = 1
 SPLIT_NAME = re.compile(r"[A-Za-z0-9_]+(-[A-Za-z0-9_]+)*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_NUMBER_LIMIT = 1 << 63  # what int64 holds
 
 
 class ManifestError(ValueError):
@@ -33,7 +38,7 @@ class Shard:
         bytes: its size.
         sha256: its hash, hexadecimal.
         samples: how many samples it holds.
-        index: name of its index file inside the folder.
+        index: name of its index file inside the folder, as `index_name` gives it.
     """
 
     file: str
@@ -159,14 +164,17 @@ def read_manifest(root: str | os.PathLike) -> ShardSet:
         content = json.loads(read_location(Location(path)))
     except SourceError as error:
         raise ManifestError(str(error)) from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is not valid JSON ({error}); it was cut or edited") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else content
-        raise ManifestError(f"{path} is not a manifest of a shard set: expected format {FORMAT!r}, received {found!r}")
-    if content.get("version") != VERSION:
         raise ManifestError(
-            f"{path} has version {content.get('version')!r}; this software reads version {VERSION}. "
+            f"{path} is not a manifest of a shard set: expected format {FORMAT!r}, received {reprlib.repr(found)}"
+        )
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:  # True equals 1
+        raise ManifestError(
+            f"{path} has version {reprlib.repr(version)}; this software reads version {VERSION}. "
             "Update the software, or make the shards again"
         )
     try:
@@ -181,34 +189,73 @@ def _parse(root: str, content: dict) -> ShardSet:
     classes = content["classes"]
     if classes is not None:
         classes = tuple(_typed(name, str) for name in _typed(classes, list))
+        _refuse_repeated(classes, "class")
     splits = {name: _parse_split(name, split) for name, split in _typed(content["splits"], dict).items()}
+    _refuse_repeated([shard.file for split in splits.values() for shard in split.shards], "file")
     return ShardSet(root, classes, splits)
 
 
 def _parse_split(name: str, content: dict) -> Split:
     check_split_name(name)
-    fields = {"file": str, "bytes": int, "sha256": str, "samples": int, "index": str}
-    shards = tuple(
-        Shard(**{field: _typed(shard[field], kind) for field, kind in fields.items()})
-        for shard in _typed(content["shards"], list)
-    )
-    for shard in shards:
-        for file in (shard.file, shard.index):
-            # A manifest may come from anywhere: it must not make a reader open files elsewhere.
-            if os.path.basename(file) != file or file in ("", ".", ".."):
-                raise ManifestError(f"split {name!r} lists {file!r}, expected a plain file name")
+    shards = tuple(_parse_shard(name, shard) for shard in _typed(content["shards"], list))
     options, written_with = _typed(content["options"], dict), _typed(content.get("written_with", {}), dict)
-    split = Split(name, _typed(content["samples"], int), shards, options, written_with)
+    split = Split(name, _number(content["samples"]), shards, options, written_with)
     total = sum(shard.samples for shard in shards)
     if split.samples != total:
         raise ManifestError(f"split {name!r} says {split.samples} samples, but its shards say {total} together")
     return split
 
 
+def _parse_shard(split: str, content: dict) -> Shard:
+    shard = Shard(
+        file=_typed(content["file"], str),
+        bytes=_number(content["bytes"]),
+        sha256=_typed(content["sha256"], str),
+        samples=_number(content["samples"]),
+        index=_typed(content["index"], str),
+    )
+    # A manifest may come from anywhere: it must not make a reader or a repair touch other files.
+    if not is_tar_name(shard.file):
+        raise ManifestError(f"split {split!r} lists {shard.file!r:.80}, expected a plain file name such as train-0.tar")
+    if shard.index != index_name(shard.file):
+        raise ManifestError(
+            f"{shard.file} is listed with the index {shard.index!r:.80}, expected {index_name(shard.file)!r}"
+        )
+    if not _SHA256.fullmatch(shard.sha256):
+        raise ManifestError(
+            f"{shard.file} is listed with the sha256 {shard.sha256!r:.80}, expected 64 hexadecimal digits"
+        )
+    return shard
+
+
 def _typed(value: Any, kind: type) -> Any:
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"expected {kind.__name__}, received {value!r}")
+        raise TypeError(f"expected {kind.__name__}, received {reprlib.repr(value)}")
     return value
+
+
+def _number(value: Any) -> int:
+    if not 0 <= _typed(value, int) < _NUMBER_LIMIT:
+        raise ManifestError(f"expected a number from 0 to 2**63 - 1, received {reprlib.repr(value)}")
+    return value
+
+
+def _refuse_repeated(names: Sequence[str], what: str) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise ManifestError(f"the {what} {name!r:.80} is listed twice")
+        seen.add(name)
+
+
+def is_tar_name(name: str) -> bool:
+    """Whether a shard may be called so: a plain file name, not hidden, that ends in ".tar"."""
+    return os.path.basename(name) == name and name.endswith(".tar") and not name.startswith(".")
+
+
+def index_name(tar_name: str) -> str:
+    """Name of the index file that belongs to a tar."""
+    return str(Path(tar_name).with_suffix(".idx"))
 
 
 def check_split_name(name: str) -> None:

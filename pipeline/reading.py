@@ -59,7 +59,8 @@ def read_samples(
 
     @functools.lru_cache(maxsize=INDICES_KEPT)
     def columns(shard: int) -> np.ndarray:
-        index = read_index(os.path.join(shard_set.root, split.shards[shard].index), shard_samples[shard])
+        path = os.path.join(shard_set.root, split.shards[shard].index)
+        index = read_index(path, shard_samples[shard], tar_bytes=split.shards[shard].bytes)
         if labels == "required" and not index.label_size.all():
             key = index.keys[int(np.argmin(index.label_size))]
             raise ValueError(

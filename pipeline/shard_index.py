@@ -16,13 +16,13 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline.locations import Location, SourceError, read_location
 from pipeline.manifest import ManifestError
+from pipeline.manifest import index_name as index_name  # beside what else belongs to an index
 
 INDEX_VERSION = "v1.2"
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png")
@@ -60,6 +60,12 @@ class ShardIndex:
     label_size: np.ndarray
 
 
+def parse_label(text: bytes) -> int | None:
+    """The label that a file holds: an ASCII integer from 0 on, in white space or not; None where it is none."""
+    text = text.strip()
+    return int(text) if text.isdigit() and len(text) < 10 else None
+
+
 def split_name(name: str) -> tuple[str, str]:
     """The key and the extension of a member's name, cut at the first dot of its last part, as webdataset does."""
     folder, slash, base = name.rpartition("/")
@@ -88,15 +94,16 @@ def index_bytes(rows: Iterable[Sequence[Member]]) -> bytes:
     return index_text(rows).encode(errors="surrogateescape")
 
 
-def read_index(path: str | os.PathLike, expected_samples: int) -> ShardIndex:
+def read_index(path: str | os.PathLike, expected_samples: int, *, tar_bytes: int | None = None) -> ShardIndex:
     """Reads the index of a shard.
 
     Args:
         path: index file, or its URL.
         expected_samples: the number of samples that the manifest gives the shard.
+        tar_bytes: size of the tar, in which all members must lie; None: they are not compared with it.
 
     Raises:
-        ManifestError: the file is missing, damaged, or holds another number of samples.
+        ManifestError: the file is missing, damaged, holds another number of samples, or points outside the tar.
     """
     lines = _read_lines(path, expected_samples)
     # All members of all samples in flat columns: a loop over samples would take 10 times as long.
@@ -105,6 +112,8 @@ def read_index(path: str | os.PathLike, expected_samples: int) -> ShardIndex:
     offsets, sizes = _integers(fields[1::4]), _integers(fields[2::4])  # (members,)
     if np.any(counts % 4) or offsets is None or sizes is None:
         raise ManifestError(f"{path} is damaged: expected 'extension offset size name' for each member of a sample")
+    if tar_bytes is not None and np.any(sizes > tar_bytes - offsets):
+        raise ManifestError(f"{path} is damaged: it points outside its tar, which has {tar_bytes} bytes")
     extensions, names = fields[0::4], fields[3::4]
     sample_of_member = np.repeat(np.arange(len(lines)), counts // 4)
     first_member = np.searchsorted(sample_of_member, np.arange(len(lines)))
@@ -115,7 +124,7 @@ def read_index(path: str | os.PathLike, expected_samples: int) -> ShardIndex:
                 f"{path}: sample {sample} should have members '{keys[sample]}.EXTENSION', received {name!r}"
             )
     image = _image_members(extensions, sample_of_member, len(lines))
-    is_label = np.array([extension == LABEL_EXTENSION for extension in extensions], bool)
+    is_label = np.array([extension.lower() == LABEL_EXTENSION for extension in extensions], bool)
     num_labels = np.bincount(sample_of_member[is_label], minlength=len(lines))
     for number in np.flatnonzero((image < 0) | (num_labels > 1))[:1]:
         raise ManifestError(
@@ -155,12 +164,9 @@ def _read_lines(path: str | os.PathLike, expected_samples: int) -> list[str]:
 
 
 def _integers(texts: list[str]) -> np.ndarray | None:
+    # None where one is no number of bytes.
     try:
-        return np.array([int(text) for text in texts], np.int64)
+        numbers = np.array([int(text) for text in texts], np.int64)
     except (ValueError, OverflowError):
         return None
-
-
-def index_name(tar_name: str) -> str:
-    """Name of the index file that belongs to a tar."""
-    return str(Path(tar_name).with_suffix(".idx"))
+    return None if np.any(numbers < 0) else numbers

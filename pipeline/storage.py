@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from pipeline import atomic
-from pipeline.locations import is_url, join, open_filesystem
+from pipeline.locations import is_url, is_web, join, open_filesystem
 
 
 @contextlib.contextmanager
@@ -64,7 +64,7 @@ def is_folder(path: str | os.PathLike) -> bool:
     """Whether there is a folder. A web server has none: there, the answer is yes."""
     if not is_url(path):
         return os.path.isdir(path)
-    if _is_web(path):
+    if is_web(path):
         return True
     system, remote = open_filesystem(path)
     return system.isdir(remote)
@@ -95,11 +95,11 @@ def file_sizes(folder: str | os.PathLike, names: Iterable[str]) -> dict[str, int
             if path.is_file():
                 sizes[name] = path.stat().st_size
         return sizes
-    listed = {} if _is_web(folder) else dict(_list_url(folder))
+    listed = {} if is_web(folder) else dict(_list_url(folder))
     system, remote = open_filesystem(folder)
     for name in names:
         size = listed.get(name)
-        if _is_web(folder):
+        if is_web(folder):
             with contextlib.suppress(FileNotFoundError):
                 size = system.info(join(folder, name)).get("size")
         if size is not None:
@@ -126,10 +126,6 @@ def remove_folder(path: str | os.PathLike) -> None:
     system, remote = open_filesystem(path)
     with contextlib.suppress(FileNotFoundError):
         system.rm(remote, recursive=True)
-
-
-def _is_web(url: str | os.PathLike) -> bool:
-    return os.fspath(url).startswith(("http://", "https://"))
 
 
 def _list_url(folder: str | os.PathLike) -> list[tuple[str, int | None]]:

@@ -11,10 +11,21 @@ from typing import BinaryIO, NamedTuple
 
 BLOCK = tarfile.BLOCKSIZE
 _TEST_CHUNK = 1 << 20
+# How compressed files begin, and what unpacks them.
+_COMPRESSIONS = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ\0": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}
 
 
 class TarDamage(ValueError):
     """A tar is cut or damaged; the message says where, as the second half of a sentence on the tar."""
+
+
+class TarCompressed(TarDamage):
+    """A tar is whole perhaps, but compressed, so that its members cannot be read where they are."""
 
 
 class TarMember(NamedTuple):
@@ -40,6 +51,7 @@ def tar_members(file: BinaryIO, size: int, *, offset: int = 0) -> Iterator[TarMe
         Members, whose offsets count from the start of the tar.
 
     Raises:
+        TarCompressed: it is a compressed file.
         TarDamage: at the first damage; the members before it have been yielded.
     """
     window = io.BufferedReader(_Window(file, offset, size), buffer_size=4096)
@@ -66,7 +78,10 @@ def _headers(window: BinaryIO) -> Iterator[tarfile.TarInfo]:
             if archive is None:
                 archive = tarfile.open(fileobj=window, mode="r:")
             info = archive.next()
-        except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:  # sizes can be nonsense
+        # Sizes can be nonsense, and thousands of headers can belong to one member.
+        except (tarfile.TarError, ValueError, OverflowError, MemoryError, RecursionError) as error:
+            if archive is None:
+                _refuse_compressed(window)
             place = (
                 "is no tar, or its first header is damaged"
                 if archive is None
@@ -80,6 +95,16 @@ def _headers(window: BinaryIO) -> Iterator[tarfile.TarInfo]:
         archive.members.clear()  # tarfile keeps them all, which would be a GB for a million
         end = _end_of(info)
         yield info
+
+
+def _refuse_compressed(window: BinaryIO) -> None:
+    window.seek(0)
+    start = window.read(max(map(len, _COMPRESSIONS)))
+    for magic, (name, command) in _COMPRESSIONS.items():
+        if start.startswith(magic):
+            raise TarCompressed(
+                f"is compressed with {name}, and only plain tars can be read; unpack it first: {command}"
+            )
 
 
 def _end_of(info: tarfile.TarInfo) -> int:

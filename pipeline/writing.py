@@ -17,6 +17,7 @@ import collections
 import dataclasses
 import hashlib
 import itertools
+import os
 import tarfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +25,7 @@ from typing import BinaryIO
 
 from pipeline import storage
 from pipeline.image_files import NOTES, ImageOptions, prepare_image
-from pipeline.locations import SourceError, is_url, join, read_location
+from pipeline.locations import Location, SourceError, SourceUnavailable, is_url, is_web, join, read_location
 from pipeline.manifest import Shard
 from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Member, index_bytes, index_name
 from pipeline.sources.base import Item
@@ -36,6 +37,8 @@ MAX_SAMPLES = 10**KEY_DIGITS
 READS_IN_FLIGHT = 16
 # The others say what was asked for, of nearly all samples.
 LISTED_NOTES = NOTES.keys() - {"resized", "reencoded", "kept_smaller"}
+# Some addresses of a long list always belong to servers that are gone; so many in a row mean that the network is.
+MAX_SILENT = 100
 MAX_LISTED = 1000  # names of each kind in a shard
 # Members that show the same pixels as the image, so that they have to be changed with it.
 _SPATIAL_EXTENSIONS = (*IMAGE_EXTENSIONS, "npy")
@@ -97,10 +100,13 @@ def write_shard(task: ShardTask) -> WrittenShard:
 
     Raises:
         SourceError: a sample cannot be read or is not an image; the message names it.
+        SourceUnavailable: a sample cannot be read although it may be whole; raised even if `skip_damaged`, of web
+            servers after `MAX_SILENT` in a row.
         OSError: the folder cannot be written, or the disk is full.
     """
     name = shard_name(task.split, task.number)
     notes, noted, skipped, rows = collections.Counter(), collections.defaultdict(list), [], []
+    silent = 0  # images in a row that no storage gave
     with storage.open_atomically(join(task.root, name), large=True) as file:
         tar = _TarWriter(file)
         keys = (f"{task.first_sample + i:0{KEY_DIGITS}d}" for i in range(len(task.items)))
@@ -108,10 +114,12 @@ def write_shard(task: ShardTask) -> WrittenShard:
             try:
                 members, found = _sample_members(item, read(), task.image_options)
             except SourceError as error:
-                if not task.skip_damaged:
+                silent = silent + 1 if isinstance(error, SourceUnavailable) else 0
+                if not task.skip_damaged or silent > (MAX_SILENT if is_web(item.image.file) else 0):
                     raise
                 skipped.append((item.name, str(error)))
                 continue
+            silent = 0
             notes.update(found)
             for note in found:
                 if note in LISTED_NOTES and len(noted[note]) < MAX_LISTED:
@@ -146,7 +154,20 @@ def _locations(item: Item):
 
 
 def _read_item(item: Item) -> list[bytes]:
-    return [read_location(location) for location in _locations(item)]
+    return [_read_listed(location) for location in _locations(item)]
+
+
+def _read_listed(location: Location) -> bytes:
+    try:
+        return read_location(location)
+    except SourceError as error:
+        # A local file was there, and of this size, when the samples were listed: if it is not now, then it is no
+        # damaged image that may be skipped. Behind a URL nothing was looked at.
+        if isinstance(error, SourceUnavailable) or is_url(location.file):
+            raise
+        if os.path.exists(location.file) and not os.access(location.file, os.R_OK):
+            raise
+        raise SourceUnavailable(f"{error}; the input changed while shards were made") from None
 
 
 def _sample_members(

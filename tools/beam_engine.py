@@ -27,7 +27,7 @@ from pipeline.locations import Location, SourceError, is_url, join, read_locatio
 from pipeline.sources import Item
 from pipeline.writing import ShardTask, WrittenShard
 from tools import unfinished
-from tools.sharding import Engine, library_versions
+from tools.shard_run import Engine, library_versions
 
 # A worker writes this file into the hidden folder of the first split when the run cannot succeed.
 FAILURE_NAME = "failure.json"

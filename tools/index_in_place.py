@@ -6,31 +6,38 @@ Every byte is read once, for the hashes, and every header is checked. A run that
 import dataclasses
 import hashlib
 import os
+import re
 from collections.abc import Callable, Sequence
 
 from keras_mae.commandline import CommandError
 from pipeline import storage
-from pipeline.locations import SourceError, file_status, is_url, join, open_file
+from pipeline.locations import SourceError, file_status, is_url, join, named_errors, open_file
 from pipeline.manifest import (
     MANIFEST_NAME,
     Shard,
     ShardSet,
     Split,
     check_split_name,
+    index_name,
+    is_tar_name,
     load_manifest,
     write_manifest,
 )
-from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Member, index_bytes, index_name, split_name
-from pipeline.sidecars import sidecar_files
+from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Member, index_bytes, parse_label, split_name
+from pipeline.sidecars import TIMM_NAME, sidecar_files, wids_name
 from pipeline.sources.tar_files import find_tars
-from pipeline.tar_members import TarDamage, tar_members
+from pipeline.sources.webdataset import MAX_UNNAMED_CLASSES
+from pipeline.tar_members import TarCompressed, TarDamage, tar_members
 from pipeline.tar_samples import samples_of
 from tools import worker_pool
+from tools.foreign_files import refuse_foreign_indexes, refuse_foreign_sidecars
 from tools.output_lock import locked
 from tools.progress import Progress
-from tools.sharding import library_versions
+from tools.shard_run import library_versions
 
 _CHUNK = 1 << 22
+_DOTTED_IMAGES = tuple(f".{extension}" for extension in IMAGE_EXTENSIONS)
+_TEMPORARY = re.compile(r"\.(.+)\.\d+\.tmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +74,8 @@ def index_in_place(
         The shard set.
 
     Raises:
-        CommandError: the tars lie in several folders, or the folder has such a split.
+        CommandError: the tars lie in several folders, the folder has a split with this name or one of the tars, or
+            holds other files with the names of an index or a sidecar.
         SourceError: a tar is damaged, or has a sample without an image or label.
         ManifestError: the folder holds a damaged shard set.
         OSError: the folder cannot be written.
@@ -75,13 +83,15 @@ def index_in_place(
     workers = worker_pool.checked_workers(workers)
     check_split_name(split)
     files, _ = find_tars(os.fspath(input))
-    root = _folder_of(files)
+    root, names = _folder_of(files), [os.path.basename(file) for file in files]
+    _check_names(names, classes)
     with locked(root, log):
+        _remove_temporaries(root, {*map(index_name, names), MANIFEST_NAME, TIMM_NAME, wids_name(split)})
         existing = load_manifest(root) if storage.exists(join(root, MANIFEST_NAME)) else None
-        if existing is not None and split in existing.splits:
-            raise CommandError(
-                f"{root} has a split {split!r} already; choose another --split, or move {MANIFEST_NAME} away"
-            )
+        if existing is not None:
+            _check_is_new(existing, split, names)
+        refuse_foreign_sidecars(root, [split])
+        refuse_foreign_indexes(root, names)
         tars = _index_all(files, workers)
         classes = _agree_on_classes(tars, classes, existing)
         shards = tuple(tar.shard for tar in tars)
@@ -106,6 +116,39 @@ def _folder_of(files: Sequence[str]) -> str:
     return folders[0] or "."
 
 
+def _check_names(names: Sequence[str], classes: Sequence[str] | None) -> None:
+    for name in names:
+        if not is_tar_name(name):
+            raise CommandError(
+                f"--in_place needs tars whose names end in .tar and begin with no dot, received {name!r}"
+            )
+    if classes is not None and len(set(classes)) < len(classes):
+        twice = next(name for number, name in enumerate(classes) if name in classes[:number])
+        raise CommandError(f"--classes name {twice!r} twice; expected different names")
+
+
+def _check_is_new(existing: ShardSet, split: str, names: Sequence[str]) -> None:
+    if split in existing.splits:
+        raise CommandError(
+            f"{existing.root} has a split {split!r} already; choose another --split, or move {MANIFEST_NAME} away"
+        )
+    split_of = {shard.file: other.name for other in existing.splits.values() for shard in other.shards}
+    for name in names:
+        if name in split_of:
+            raise CommandError(
+                f"{name} is in the split {split_of[name]!r} of {existing.root} already; name the other tars, "
+                f"for example --input={join(existing.root, split)}-*.tar"
+            )
+
+
+def _remove_temporaries(root: str, names: set[str]) -> None:
+    # Those of a run that was killed; the caller holds the lock.
+    for name in storage.list_names(root):
+        temporary = _TEMPORARY.fullmatch(name)
+        if temporary and temporary[1] in names:
+            storage.remove(join(root, name))
+
+
 def _index_all(files: Sequence[str], workers: int) -> list[IndexedTar]:
     progress = Progress(len(files), sum(file_status(file).size for file in files), unit="tars")
     done = {}
@@ -127,10 +170,12 @@ def index_tar(file: str) -> IndexedTar:
     name = os.path.basename(file)
     size = file_status(file).size
     rows, labels = [], []
-    with open_file(file) as opened:
+    with open_file(file) as opened, named_errors(file):
         try:
             for sample in samples_of(tar_members(opened, size)):
                 rows.append(_check_row(file, sample.key, [member for _, member in sample.members]))
+        except TarCompressed as error:
+            raise SourceError(f"{file} {error}") from None
         except TarDamage as damage:
             raise SourceError(f"{file} {damage}. Copy the tar again, or make it again") from None
         for row in rows:
@@ -153,8 +198,17 @@ def _check_row(file: str, key: str, members: Sequence) -> list[Member]:
     row = [Member(split_name(member.name)[1], member.offset, member.size, member.name) for member in members]
     extensions = [member.extension.lower() for member in row]
     if len(set(extensions)) < len(extensions):
-        raise SourceError(f"{file} has two samples {key!r} after each other; shard it anew without --in_place")
+        raise SourceError(
+            f"{file}: sample {key!r} has two files of one kind: it has {', '.join(extensions)}; "
+            "expected each extension once, and keys that differ"
+        )
     if not set(extensions) & set(IMAGE_EXTENSIONS):
+        if dotted := [member.name for member in row if member.extension.lower().endswith(_DOTTED_IMAGES)]:
+            raise SourceError(
+                f"{file}: sample {key!r} has no image called {key}.jpg or the like, but {', '.join(dotted[:3])}: "
+                "keys end at the first dot of a name, and images with further dots cannot be indexed. Shard it anew "
+                "without --in_place, or rename them if a sample has several"
+            )
         raise SourceError(
             f"{file}: sample {key!r} has no image: it has {', '.join(extensions)}; "
             f"expected one of {', '.join(IMAGE_EXTENSIONS)}"
@@ -164,13 +218,14 @@ def _check_row(file: str, key: str, members: Sequence) -> list[Member]:
 
 def _read_label(file: str, opened, row: Sequence[Member]) -> int | None:
     for member in row:
-        if member.extension == LABEL_EXTENSION:
+        if member.extension.lower() == LABEL_EXTENSION:
             opened.seek(member.offset)
-            text = opened.read(member.size).strip()
-            if not (text.isdigit() and len(text) < 10):
-                shown = text[:40].decode(errors="replace")
+            text = opened.read(member.size)
+            label = parse_label(text)
+            if label is None:
+                shown = text.strip()[:40].decode(errors="replace")
                 raise SourceError(f"{file}: {member.name!r} holds {shown!r}; expected a label, a number from 0 on")
-            return int(text)
+            return label
     return None
 
 
@@ -185,10 +240,17 @@ def _agree_on_classes(
         if classes or (existing is not None and existing.classes is not None):
             raise CommandError("the tars have no labels (cls), so they cannot have classes")
         return None
+    if existing is not None and existing.splits and existing.classes is None:
+        raise CommandError(f"the tars have labels (cls), and the splits of {existing.root} have no classes")
     needed = max(tar.num_classes for tar in tars)
     if classes is None and existing is not None:
         classes = existing.classes
     if classes is None:
+        if needed > MAX_UNNAMED_CLASSES:
+            file = next(tar.shard.file for tar in tars if tar.num_classes == needed)
+            raise SourceError(
+                f"{file} has the label {needed - 1}; without --classes, expected less than {MAX_UNNAMED_CLASSES}"
+            )
         return tuple(str(label) for label in range(needed))
     if needed > len(classes) or (existing is not None and existing.splits and tuple(classes) != existing.classes):
         raise CommandError(

@@ -24,9 +24,9 @@ from keras_mae import commandline
 from keras_mae.commandline import CommandError
 from pipeline.atomic import open_atomically, temporary_path
 from pipeline.image_headers import read_header
-from pipeline.locations import Location, SourceError, is_url, join, read_location
+from pipeline.locations import Location, SourceError, is_url, join, open_file, read_location
 from pipeline.manifest import ManifestError, Shard, ShardSet, Split, load_manifest
-from pipeline.shard_index import ShardIndex, read_index
+from pipeline.shard_index import ShardIndex, parse_label, read_index
 from tools.progress import Progress
 from tools.shard_figures import NUM_THUMBNAILS, crop_thumbnail, draw_inspection, table
 
@@ -196,7 +196,7 @@ def _inspect_split(shard_set: ShardSet, split: Split, samples: int, seed: int, p
     images = _Images()
     start = 0  # number of the shard's first sample in the split
     for shard in split.shards:
-        index = _read_index_within(shard_set.root, shard)
+        index = read_index(join(shard_set.root, shard.index), shard.samples, tar_bytes=shard.bytes)
         image_bytes.append(index.image_size)
         extensions.update(index.extensions)
         with _open_tar(join(shard_set.root, shard.file)) as read:
@@ -221,15 +221,6 @@ def _inspect_split(shard_set: ShardSet, split: Split, samples: int, seed: int, p
     )
 
 
-def _read_index_within(root: str, shard: Shard) -> ShardIndex:
-    path = join(root, shard.index)
-    index = read_index(path, shard.samples)
-    for offset, size in ((index.image_offset, index.image_size), (index.label_offset, index.label_size)):
-        if np.any((offset < 0) | (size < 0) | (size > shard.bytes - offset)):
-            raise ManifestError(f"{path} is damaged: it points outside {shard.file}, which has {shard.bytes} bytes")
-    return index
-
-
 @contextlib.contextmanager
 def _open_tar(tar: str) -> Iterator[ReadPart]:
     # What lies behind a URL is fetched whole: one request for each label would take days.
@@ -237,20 +228,16 @@ def _open_tar(tar: str) -> Iterator[ReadPart]:
         data = read_location(Location(tar))
         yield lambda offset, size: data[offset : offset + size]
         return
-    descriptor = os.open(tar, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        yield lambda offset, size: os.pread(descriptor, size, offset)
-    finally:
-        os.close(descriptor)
+    with open_file(tar) as file:
+        yield lambda offset, size: os.pread(file.fileno(), size, offset)
 
 
 def _read_labels(read: ReadPart, index: ShardIndex, num_classes: int) -> np.ndarray:
     # int32 (samples,). Some microseconds for each, whatever the size of the images between them.
     labels = np.full(len(index.keys), MISSING_LABEL, np.int32)
     for row in np.flatnonzero(index.label_size).tolist():
-        text = read(int(index.label_offset[row]), int(index.label_size[row]))
-        is_number = text.isdigit() and len(text) < 10
-        labels[row] = int(text) if is_number and int(text) < num_classes else BAD_LABEL
+        label = parse_label(read(int(index.label_offset[row]), int(index.label_size[row])))
+        labels[row] = BAD_LABEL if label is None or label >= num_classes else label
     return labels
 
 

@@ -20,6 +20,7 @@ docs/shards.md tells more.
 """
 
 import dataclasses
+from collections.abc import Sequence
 
 from absl import flags
 
@@ -27,14 +28,16 @@ from keras_mae import commandline
 from keras_mae.commandline import CommandError
 from pipeline.locations import SourceError
 from pipeline.manifest import ManifestError
-from tools import shard_flags
+from tools import shard_flags, worker_pool
 from tools.beam_engine import beam_engine
 from tools.index_in_place import index_in_place
 from tools.shard_flags import SourceChoice
 from tools.shard_plan import ShardOptions
-from tools.sharding import make_shards
+from tools.sharding import make_shards, scan
 
 FLAGS = flags.FLAGS
+# Flags of the run that --in_place has no use for.
+RUN_FLAGS = ("on_error", "restart", "engine")
 
 
 def define_flags() -> None:
@@ -60,15 +63,17 @@ def main(argv: list[str]) -> int:
         options = shard_flags.read_shard_options(FLAGS)
         choice = SourceChoice(**shard_flags.read_flags(SourceChoice, FLAGS))
         sources = choice.open(options.split)
+        given = [name for name in (*RUN_FLAGS, "output", "split", "val_split") if FLAGS[name].present]
+        _check_combination(choice.source, len(sources), options, given, FLAGS.in_place)
         if FLAGS.in_place:
-            _check_in_place(choice.source, options, FLAGS.output)
             index_in_place(choice.input, options.split, classes=choice.read_classes(), workers=FLAGS.workers)
             return 0
         if not FLAGS.output:
             raise CommandError("--output=FOLDER is missing; see --help")
-        if len(sources) > 1 and options.val_fraction is not None:
-            raise CommandError("--val_fraction makes a split of its own; leave it out, or leave --val_tar out")
+        worker_pool.checked_workers(FLAGS.workers)
         engine = beam_engine(FLAGS.output, argv[1:]) if FLAGS.engine == "beam" else None
+        # All are listed before the first one is written: what is wrong with the last one shows at once.
+        listings = {split: scan(source) for split, source in sources.items()}
         for split, source in sources.items():
             make_shards(
                 source,
@@ -78,17 +83,31 @@ def main(argv: list[str]) -> int:
                 on_error=FLAGS.on_error,
                 restart=FLAGS.restart,
                 engine=engine,
+                listing=listings[split],
             )
     return 0
 
 
-def _check_in_place(source: str, options: ShardOptions, output: str | None) -> None:
+def _check_combination(
+    source: str, num_sources: int, options: ShardOptions, given: Sequence[str], in_place: bool
+) -> None:
+    # `given`: which of some flags are on the command line.
+    if source == "imagenet" and "split" in given:
+        raise CommandError("--source=imagenet makes the splits train and val; leave --split out")
+    if num_sources > 1 and options.val_fraction is not None:
+        raise CommandError("--val_fraction makes a split of its own; leave it out, or leave --val_tar out")
+    if "val_split" in given and options.val_fraction is None:
+        raise CommandError("--val_split names the split that --val_fraction makes; add that, or leave it out")
+    if not in_place:
+        return
     if source != "webdataset":
         raise CommandError(f"--in_place is for --source=webdataset, received --source={source}")
-    if output:
+    if "output" in given:
         raise CommandError("--in_place writes beside the tars; leave --output out")
-    if options != ShardOptions(split=options.split):
-        raise CommandError("--in_place leaves tars as they are; of the options for tars and images, only --split fits")
+    unread = [name for name in RUN_FLAGS if name in given]
+    if unread or options != ShardOptions(split=options.split):
+        what = f"--{unread[0]}" if unread else "options for tars and images"
+        raise CommandError(f"--in_place leaves tars as they are; leave {what} out (only --split and --classes fit)")
 
 
 def entry_point() -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from keras_mae.commandline import CommandError
 from pipeline.locations import is_url
 
-LOCK_NAME = ".lock"
+LOCK_NAME = ".make_shards.lock"
 # Workers of a process that was killed hold its lock for a moment longer, until they have noticed.
 PATIENCE = 1.0  # seconds
 

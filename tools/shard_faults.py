@@ -8,19 +8,21 @@ from collections.abc import Iterator, Sequence
 
 from pipeline import storage
 from pipeline.image_files import ImageOptions, prepare_image
-from pipeline.locations import Location, SourceError, file_status, join, open_file, read_location
+from pipeline.locations import Location, SourceError, file_status, join, named_errors, open_file, read_location
 from pipeline.manifest import MANIFEST_NAME, Shard, ShardSet, file_faults
-from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Member, index_bytes, split_name
+from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Member, index_bytes, parse_label, split_name
 from pipeline.sidecars import sidecar_files
 from pipeline.tar_members import TarDamage, tar_members
+from pipeline.tar_samples import samples_of
 from tools import worker_pool
 from tools.progress import Progress
 
 TAR, INDEX, SIDECAR, UNLISTED = "tar", "index", "sidecar", "unlisted"
 _DECODE = ImageOptions(check="decode")
-_UNFINISHED = re.compile(r"\.(.*\.unfinished|.*\.\d+\.tmp|repair)")
-_SHARD_FILE = re.compile(r"(.+)-\d{6}\.(tar|idx)")
+_UNFINISHED = re.compile(r"\.(.*\.unfinished|.*\.\d+\.tmp|make_shards\.repair)")
+_SHARD_FILE = re.compile(r"(.+)-\d{6,}\.(tar|idx)")
 _CHUNK = 1 << 22
+_SHOWN = 100  # characters of a name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,28 +95,40 @@ def find_faults(
 
 
 def check_shard(check: ShardCheck) -> tuple[ShardCheck, list[Fault]]:
-    """The faults of one shard, with the check that asked for them."""
+    """The faults of one shard, with the check that asked for them; a file that cannot be read is one."""
+    shard, faults = check.shard, []
+    try:
+        with named_errors(join(check.root, shard.file)):
+            for fault in _shard_faults(check):
+                faults.append(fault)
+    except SourceError as error:
+        faults.append(_fault(check, TAR, f"{shard.file}: {error}"))
+    return check, faults
+
+
+def _shard_faults(check: ShardCheck) -> Iterator[Fault]:
     root, shard = check.root, check.shard
     sizes = storage.file_sizes(root, [shard.file, shard.index])
-    faults = []
     for text in file_faults(shard, sizes):
         if text.startswith(shard.file):
-            return check, [_fault(check, TAR, f"{text}{_place_of_damage(check)}" if shard.file in sizes else text)]
-        faults.append(_fault(check, INDEX, text))
+            yield _fault(check, TAR, f"{text}{_place_of_damage(check)}" if shard.file in sizes else text)
+            return
+        yield _fault(check, INDEX, text)
     path = join(root, shard.file)
-    found = _sha256(path)
+    found = sha256_of(path)
     if found != shard.sha256:
         text = f"{shard.file}: its contents have changed: sha256 is {found}, expected {shard.sha256}"
-        faults.append(_fault(check, TAR, f"{text}{_place_of_damage(check)}"))
+        yield _fault(check, TAR, f"{text}{_place_of_damage(check)}")
     samples, damage = read_samples(path)
     if damage and found == shard.sha256:
-        faults.append(_fault(check, TAR, f"{shard.file} {damage}"))
+        yield _fault(check, TAR, f"{shard.file} {damage}")
     if len(samples) != shard.samples:
-        faults.append(_fault(check, TAR, f"{shard.file}: holds {len(samples)} samples, expected {shard.samples}"))
+        yield _fault(check, TAR, f"{shard.file}: holds {len(samples)} samples, expected {shard.samples}")
     if shard.index in sizes:
-        faults += [_fault(check, INDEX, text) for text in _index_faults(join(root, shard.index), shard.index, samples)]
-    faults += [_fault(check, TAR, f"{shard.file}: sample {text}") for text in _sample_faults(check, samples)]
-    return check, faults
+        for text in _index_faults(join(root, shard.index), samples):
+            yield _fault(check, INDEX, f"{shard.index}: {text}")
+    for text in _sample_faults(check, samples):
+        yield _fault(check, TAR, f"{shard.file}: sample {text}")
 
 
 def _fault(check: ShardCheck, kind: str, text: str) -> Fault:
@@ -126,7 +140,8 @@ def _place_of_damage(check: ShardCheck) -> str:
     return f"; it {damage}" if damage else ""
 
 
-def _sha256(path: str) -> str:
+def sha256_of(path: str) -> str:
+    """The sha256 of a file, hexadecimal."""
     digest = hashlib.sha256()
     with open_file(path) as file:
         while chunk := file.read(_CHUNK):
@@ -135,7 +150,7 @@ def _sha256(path: str) -> str:
 
 
 def read_samples(path: str | os.PathLike) -> tuple[list[list[Member]], str]:
-    """The members of each sample of a tar, in order: neighbours that share a key.
+    """The members of each sample of a tar, in order, as its index lists them.
 
     Args:
         path: of the tar, or its URL.
@@ -143,24 +158,23 @@ def read_samples(path: str | os.PathLike) -> tuple[list[list[Member]], str]:
     Returns:
         The samples up to the first damage, and what the damage is ("" if there is none).
     """
-    path = os.fspath(path)
-    samples: list[list[Member]] = []
-    last_key = None
+    path, members, damage = os.fspath(path), [], ""
     with open_file(path) as file:
         try:
-            for name, offset, size in tar_members(file, file_status(path).size):
-                key, extension = split_name(name)
-                if key != last_key:
-                    samples.append([])
-                samples[-1].append(Member(extension, offset, size, name))
-                last_key = key
-        except TarDamage as damage:
-            return samples, str(damage)
-    return samples, ""
+            for member in tar_members(file, file_status(path).size):
+                members.append(member)
+        except TarDamage as error:
+            damage = str(error)
+    rows = [[member for _, member in sample.members] for sample in samples_of(members)]
+    return [[Member(split_name(m.name)[1], m.offset, m.size, m.name) for m in row] for row in rows], damage
 
 
-def _index_faults(path: str, name: str, samples: list[list[Member]]) -> Iterator[str]:
-    found, expected = read_location(Location(path)).split(b"\n"), index_bytes(samples).split(b"\n")
+def _index_faults(path: str, samples: list[list[Member]]) -> Iterator[str]:
+    try:
+        found, expected = read_location(Location(path)).split(b"\n"), index_bytes(samples).split(b"\n")
+    except SourceError as error:
+        yield str(error)
+        return
     if found == expected:
         return
     lines = zip(found, expected, strict=False)
@@ -169,13 +183,13 @@ def _index_faults(path: str, name: str, samples: list[list[Member]]) -> Iterator
         (min(len(found), len(expected)), (b"the end of the file", b"further lines")),
     )
     received, wanted = (text[:80].decode(errors="backslashreplace") for text in (received, wanted))
-    yield f"{name}: differs from the tar at line {number}: {received!r}, expected {wanted!r}"
+    yield f"differs from the tar at line {number}: {received!r}, expected {wanted!r}"
 
 
 def _sample_faults(check: ShardCheck, samples: list[list[Member]]) -> Iterator[str]:
     with open_file(join(check.root, check.shard.file)) as file:
         for members in samples:
-            key = split_name(members[0].name)[0]
+            key = split_name(members[0].name)[0][:_SHOWN]
             by_extension = {member.extension.lower(): member for member in members}
             if len(by_extension) < len(members):
                 yield f"{key} has two members of one name"
@@ -192,7 +206,8 @@ def _sample_faults(check: ShardCheck, samples: list[list[Member]]) -> Iterator[s
                 yield f"{key} has {'no label' if label is None else 'a label'}, unlike the manifest's classes"
             elif label is not None:
                 text = _read(file, label)
-                if not (text.strip().isdigit() and int(text) < check.num_classes):
+                number = parse_label(text)
+                if number is None or number >= check.num_classes:
                     yield f"{key} has label {text[:20]!r}, expected an integer from 0 to {check.num_classes - 1}"
 
 
@@ -205,11 +220,15 @@ def _set_faults(shard_set: ShardSet) -> Iterator[Fault]:
     # Sidecars, and files that do not belong there.
     root = shard_set.root
     for name, expected in sidecar_files(shard_set).items():
-        try:
-            if read_location(Location(join(root, name))) != expected:
-                yield Fault(f"{name}: differs from {MANIFEST_NAME}", SIDECAR)
-        except SourceError:
+        path = join(root, name)
+        if not storage.exists(path):
             yield Fault(f"{name} is missing", SIDECAR)
+            continue
+        try:
+            if read_location(Location(path)) != expected:
+                yield Fault(f"{name}: differs from {MANIFEST_NAME}", SIDECAR)
+        except SourceError as error:
+            yield Fault(f"{name}: {error}", SIDECAR)
     listed = {
         name for split in shard_set.splits.values() for shard in split.shards for name in (shard.file, shard.index)
     }

@@ -5,6 +5,7 @@ those of `ImageOptions`. A flag that the chosen source does not read is an error
 """
 
 import dataclasses
+import os
 from typing import Any
 
 from absl import flags
@@ -35,9 +36,15 @@ SOURCE_FLAGS = {
 }
 
 
+PATH_FLAGS = (
+    *("input", "train_tar", "val_tar", "devkit", "image_root"),
+    *("classes", "annotations", "file_list", "categories"),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class SourceChoice:
-    """A source as flags name it; the fields are the flags."""
+    """A source as flags name it; the fields are the flags. "~/" before a path stands for the home folder."""
 
     source: str = "folder"
     input: str | None = None
@@ -52,6 +59,12 @@ class SourceChoice:
     annotations: str | None = None
     file_list: str | None = None
     categories: str | None = None
+
+    def __post_init__(self):
+        for name in PATH_FLAGS:
+            path = getattr(self, name)
+            if path is not None and path.startswith("~/"):  # shells leave it alone after "--input="
+                object.__setattr__(self, name, os.path.expanduser(path))
 
     def open(self, split: str) -> dict[str, Source]:
         """The chosen source under the name of its split; ImageNet can be two, "train" and "val".
@@ -117,8 +130,13 @@ class SourceChoice:
         """The names in the file --classes; None without it."""
         if not self.classes:
             return None
-        text = read_location(Location(self.classes)).decode(errors="replace")
-        names = tuple(line.strip() for line in text.splitlines() if line.strip())
+        try:
+            text = read_location(Location(self.classes)).decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise CommandError(
+                f"--classes={self.classes} is not UTF-8 ({error.reason} at byte {error.start}); save the file as UTF-8"
+            ) from None
+        names = tuple(line.strip() for line in text.split("\n") if line.strip())
         if not names or len(set(names)) < len(names):
             raise CommandError(f"--classes={self.classes} must hold one class name a line, each once")
         return names

@@ -74,15 +74,25 @@ class ShardOptions:
         values["shard_mb"] = float(self.shard_mb)
         values["val_split"] = None if self.val_fraction is None else self.val_split
         images = dataclasses.asdict(values.pop("images"))
+        if self.images.encoder == "keep" and self.images.resize_short_side is None and self.images.exif == "ignore":
+            images["quality"] = None  # nothing is encoded with it
         return {**values, **images}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "ShardOptions":
-        """The options that a manifest records; what it records besides them is left out."""
-        images = {field.name: values[field.name] for field in dataclasses.fields(ImageOptions)}
-        own = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name != "images"}
-        own["val_split"] = own["val_split"] or "val"
-        return cls(**own, images=ImageOptions(**images))
+        """The options that a manifest records; what it records besides them is left out.
+
+        Raises:
+            CommandError: one is missing or of the wrong type.
+        """
+        try:
+            images = {field.name: values[field.name] for field in dataclasses.fields(ImageOptions)}
+            images["quality"] = images["quality"] or ImageOptions.quality
+            own = {field.name: values[field.name] for field in dataclasses.fields(cls) if field.name != "images"}
+            own["val_split"] = own["val_split"] or cls.val_split
+            return cls(**own, images=ImageOptions(**images))
+        except (KeyError, TypeError, ValueError) as error:
+            raise CommandError(f"the manifest's options of a split are damaged: {error!r}") from None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +155,7 @@ def plan_splits(listing: Listing, options: ShardOptions) -> list[SplitPlan]:
     if not len(parts[-1]):
         raise CommandError(
             f"--val_fraction={options.val_fraction} of {len(listing)} images leaves none for "
-            f"{options.splits[-1]!r}; enlarge it"
+            f"{options.splits[-1]!r}; enlarge it, or add images (the last one of a class is never set aside)"
         )
     if len(listing) > writing.MAX_SAMPLES:
         raise CommandError(f"--input has {len(listing)} images; a split can hold {writing.MAX_SAMPLES}")

@@ -48,7 +48,7 @@ def split_report(written: Sequence[WrittenShard], times: dict[str, Any]) -> dict
 
 
 def write_report(root: str, splits: dict[str, dict[str, Any]]) -> None:
-    """Adds the reports on some splits to the report of a shard set."""
+    """Adds the reports on some splits to the report of a shard set, whose form was checked before the run."""
     path = join(root, REPORT_NAME)
     before = json.loads(read_location(Location(path))) if storage.exists(path) else {"splits": {}}
     content = {"splits": {**before["splits"], **splits}}

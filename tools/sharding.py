@@ -5,39 +5,29 @@ manifest. `unfinished` remembers what was written, `output_lock` keeps a second 
 """
 
 import contextlib
-import dataclasses
-import errno
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import PIL
 
-import keras_mae
 from keras_mae.commandline import CommandError
 from pipeline import storage
-from pipeline.locations import SourceError, is_url, join
+from pipeline.locations import is_url, join
 from pipeline.manifest import (
     MANIFEST_NAME,
     ShardSet,
-    Split,
     load_manifest,
-    write_manifest,
 )
-from pipeline.sidecars import sidecar_files
 from pipeline.sources import Listing, Source
 from pipeline.writing import ShardTask, WrittenShard
 from tools import unfinished, worker_pool
+from tools.foreign_files import refuse_foreign_files
 from tools.output_lock import locked
-from tools.progress import Progress, announced
-from tools.shard_plan import ShardOptions, SplitPlan, plan_splits
-from tools.shard_report import REPORT_NAME, split_report, total_counts, write_report
-
-# Runs tasks, and yields each result as it ends, in any order.
-Engine = Callable[[Iterable[ShardTask]], Iterator[WrittenShard]]
+from tools.progress import announced
+from tools.shard_plan import ShardOptions, plan_splits
+from tools.shard_report import REPORT_NAME, total_counts
+from tools.shard_run import Engine, ShardRun
 
 
 def make_shards(
@@ -49,6 +39,7 @@ def make_shards(
     on_error: str = "fail",
     restart: bool = False,
     engine: Engine | None = None,
+    listing: Listing | None = None,
     log: Callable[[str], None] = print,
 ) -> ShardSet:
     """Writes the samples of a source as one split of a shard set, or as two.
@@ -65,6 +56,7 @@ def make_shards(
             `report.json`.
         restart: whether shards of an unfinished run are deleted, instead of going on with them.
         engine: what runs the tasks instead of `workers`; see `tools.beam_engine`.
+        listing: what `source.scan()` returned, if it was called before.
         log: is given the lines to tell the user.
 
     Returns:
@@ -82,8 +74,8 @@ def make_shards(
         raise CommandError(f"--on_error must be fail or skip, received {on_error!r}")
     root = os.fspath(output)
     _check_output(source, root)
-    with announced("listing the samples ..."):
-        listing = source.scan()
+    listing = scan(source) if listing is None else listing
+    _check_tars_lie_elsewhere(source, root)
     if listing.ignored:
         what = _number_of(len(listing.ignored), "file that is not an image", "files that are not images")
         log(f"ignored {what} by name: {_shown(listing.ignored)}")
@@ -96,14 +88,23 @@ def make_shards(
             log(f"{root} has {' and '.join(options.splits)} of these images and options already: nothing to do")
             return existing
         classes, label_map = known_classes(listing, existing)
+        refuse_foreign_files(root, options.splits)
         engine = engine or _local_engine(workers)
-        run = _Run(root, recorded, listing.stamp, source, label_map, options, on_error == "skip", restart, log)
+        run = ShardRun(root, recorded, listing.stamp, source, label_map, options, on_error == "skip", restart, log)
         shard_set, written = run.write(plan_splits(listing, options), existing, classes, engine)
     log(_summary(shard_set, options.splits, written))
     return shard_set
 
 
+def scan(source: Source) -> Listing:
+    """What a source holds; says so if it takes long."""
+    with announced("listing the samples ..."):
+        return source.scan()
+
+
 def _check_output(source: Source, root: str) -> None:
+    if root.startswith(("http://", "https://")):
+        raise CommandError(f"--output={root} is on a web server, which cannot be written; choose a folder or a store")
     if is_url(root):
         return
     images = getattr(source, "root", None)
@@ -113,6 +114,16 @@ def _check_output(source: Source, root: str) -> None:
         )
     if os.path.exists(root) and not os.path.isdir(root):
         raise CommandError(f"--output={root} is a file; expected a folder, or a name that is free")
+
+
+def _check_tars_lie_elsewhere(source: Source, root: str) -> None:
+    # Otherwise the next run would find its own shards among those that it reads.
+    tar = source.items([0])[0].image.file
+    if tar.endswith(".tar") and not is_url(tar) and Path(tar).parent.resolve() == Path(root).resolve():
+        raise CommandError(
+            f"--output={root} is the folder of the tars that are read; choose another one, "
+            "or add --in_place to index them where they are"
+        )
 
 
 @contextlib.contextmanager
@@ -164,8 +175,12 @@ def known_classes(listing: Listing, existing: ShardSet | None) -> tuple[tuple[st
         The classes, and int64 (classes of the source,), or None where the labels are the same.
 
     Raises:
-        CommandError: the source has classes that the shard set does not know, or only one of them has any.
+        CommandError: the source has classes that the shard set does not know, or one class twice, or only one of
+            them has any.
     """
+    if listing.classes is not None and len(set(listing.classes)) < len(listing.classes):
+        twice = next(name for name in listing.classes if listing.classes.count(name) > 1)
+        raise CommandError(f"--input has two classes called {twice!r}; expected each name once")
     if existing is None or not existing.splits or existing.classes == listing.classes:
         return listing.classes, None
     if existing.classes is None or listing.classes is None:
@@ -205,109 +220,6 @@ def _local_engine(workers: int) -> Engine:
     return run
 
 
-@dataclasses.dataclass(frozen=True)
-class _Run:
-    # One run of the sharder that has work to do; the lock of `root` is held.
-    root: str
-    recorded: dict[str, Any]
-    stamp: str
-    source: Source
-    label_map: np.ndarray | None
-    options: ShardOptions
-    skip_damaged: bool
-    restart: bool
-    log: Callable[[str], None]
-
-    def write(
-        self, plans: Sequence[SplitPlan], existing: ShardSet | None, classes: tuple[str, ...] | None, engine: Engine
-    ) -> tuple[ShardSet, list[WrittenShard]]:
-        # Returns the shard set, and the shards of these plans, in order.
-        start, written = time.monotonic(), {}
-        begun = []  # splits whose files are known to be ours
-        try:
-            for plan in plans:
-                written.update(self._resume(plan.split))
-                begun.append(plan.split)
-            if written:
-                total = sum(len(plan.ranges) for plan in plans)
-                self.log(f"going on with an unfinished run: {len(written)} of {total} shards are whole")
-            self._write_rest(plans, written, engine)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                for split in begun:
-                    unfinished.forget_if_empty(self.root, split)
-            raise
-        times = {"seconds_of_last_run": round(time.monotonic() - start, 3)}
-        splits, reports = dict(existing.splits) if existing is not None else {}, {}
-        for plan in plans:
-            shards = [written[plan.split, number] for number in range(len(plan.ranges))]
-            samples = sum(shard.shard.samples for shard in shards)
-            if not samples:
-                raise CommandError(
-                    f"none of the {len(plan.positions)} images of {plan.split!r} can be used; the first one: "
-                    f"{shards[0].skipped[0][1]}"
-                )
-            tars = tuple(shard.shard for shard in shards)
-            splits[plan.split] = Split(plan.split, samples, tars, self.recorded, library_versions())
-            reports[plan.split] = split_report(shards, times)
-        shard_set = ShardSet(self.root, classes, splits)
-        self._finish(shard_set, reports)
-        return shard_set, list(written.values())
-
-    def _resume(self, split: str) -> dict[tuple[str, int], WrittenShard]:
-        # The shards of an earlier run that are whole, by split and number.
-        begun_with = {**self.recorded, "source_stamp": self.stamp, **library_versions()}
-        records = unfinished.resume(self.root, split, begun_with, restart=self.restart)
-        return {(split, number): record for number, record in records.items()}
-
-    def _write_rest(
-        self, plans: Sequence[SplitPlan], written: dict[tuple[str, int], WrittenShard], engine: Engine
-    ) -> None:
-        todo = [(plan, n) for plan in plans for n in range(len(plan.ranges)) if (plan.split, n) not in written]
-        sizes = {(plan.split, number): plan.shard_bytes(number) for plan, number in todo}
-        progress = Progress(sum(len(plan.ranges[number]) for plan, number in todo), sum(sizes.values()))
-        tasks = (
-            plan.task(number, self.source, self.root, self.label_map, self.options.images, self.skip_damaged)
-            for plan, number in todo
-        )
-        try:
-            # Closed before anything else happens, so that no worker is still writing then.
-            with contextlib.closing(engine(tasks)) as results:
-                for shard in results:
-                    written[shard.split, shard.number] = shard
-                    samples = shard.shard.samples + len(shard.skipped)
-                    progress.add(samples, sizes[shard.split, shard.number], total_counts([shard]))
-        except SourceError as error:
-            raise SourceError(
-                f"{error}. Run the same command with --on_error=skip to go on without such images, "
-                "or mend this one and begin anew with --restart"
-            ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise CommandError(
-                f"the disk of {self.root} is full: about {(progress.num_bytes - progress.done_bytes) / 1e6:.0f} MB "
-                f"more are needed, {len(written)} shards are whole. Free some space and run the same command again: "
-                "it goes on from there"
-            ) from None
-        finally:
-            progress.close()
-
-    def _finish(self, shard_set: ShardSet, reports: dict[str, dict[str, Any]]) -> None:
-        # The manifest last: while it does not list a split, the split does not exist.
-        write_report(self.root, reports)
-        for name, data in sidecar_files(shard_set).items():
-            storage.write_atomically(join(self.root, name), data)
-        write_manifest(shard_set)
-        for split in self.options.splits:
-            unfinished.remove_record(self.root, split)
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what decides the bytes of a shard."""
-    return {"keras_mae": keras_mae.__version__, "numpy": np.__version__, "Pillow": PIL.__version__}
-
-
 def _summary(shard_set: ShardSet, names: Sequence[str], written: Sequence[WrittenShard]) -> str:
     splits = [shard_set.splits[name] for name in names]
     shards = [shard for split in splits for shard in split.shards]
@@ -316,4 +228,4 @@ def _summary(shard_set: ShardSet, names: Sequence[str], written: Sequence[Writte
     num_shards = _number_of(len(shards), "shard", "shards")
     line = f"wrote {samples}, {_counted(shard_set.classes)}, {num_shards}, {size:.1f} MB, to {shard_set.root}"
     noted = ", ".join(f"{count} {note}" for note, count in total_counts(written).items() if count)
-    return f"{line}\n{noted} (listed in {join(shard_set.root, REPORT_NAME)})" if noted else line
+    return f"{line}\n{noted} (see {join(shard_set.root, REPORT_NAME)})" if noted else line

@@ -6,6 +6,7 @@ record, `000000.json`, written after the shard itself. So a run that was killed,
 at the shards that have no record, and files without a manifest entry are known to be this software's own.
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -15,7 +16,7 @@ from typing import Any
 from keras_mae.commandline import CommandError
 from pipeline import storage
 from pipeline.locations import Location, SourceError, join, read_location
-from pipeline.manifest import MANIFEST_NAME, Shard, file_faults
+from pipeline.manifest import MANIFEST_NAME, Shard, file_faults, read_manifest
 from pipeline.writing import ShardTask, WrittenShard, write_shard
 
 PLAN_NAME = "plan.json"
@@ -49,8 +50,7 @@ def resume(root: str, split: str, plan: dict[str, Any], *, restart: bool) -> dic
     """
     folder = join(root, unfinished_name(split))
     if restart and storage.exists(folder):
-        _remove_files(root, split, keep=())
-        storage.remove_folder(folder)
+        discard(root, split)
     if not storage.exists(join(folder, PLAN_NAME)):
         # Also true for a run that was killed while it began, before it had written any shard.
         if shards := _files_of(root, split):
@@ -68,7 +68,7 @@ def resume(root: str, split: str, plan: dict[str, Any], *, restart: bool) -> dic
         return {}
     _check_same_plan(root, split, plan)
     records = read_records(root, split)
-    _remove_files(root, split, keep=[name for r in records.values() for name in (r.shard.file, r.shard.index)])
+    _remove_files(root, split, keep=_files_in(records))
     return records
 
 
@@ -85,18 +85,37 @@ def remove_record(root: str, split: str) -> None:
     storage.remove_folder(join(root, unfinished_name(split)))
 
 
-def forget_if_empty(root: str, split: str) -> None:
-    """Removes all traces of a run that ended before any of its shards was whole."""
-    if not any(_RECORD.fullmatch(name) for name in storage.list_names(join(root, unfinished_name(split)))):
+def tidy(root: str, split: str) -> None:
+    """Removes what a run that ended early left half-written, and all traces of it if no shard was whole.
+
+    Nothing is touched if the split was finished meanwhile, by another process where storage has no locks.
+    """
+    if not storage.exists(join(join(root, unfinished_name(split)), PLAN_NAME)) or _is_listed(root, split):
+        return
+    records = read_records(root, split)
+    _remove_files(root, split, keep=_files_in(records))
+    if not records:
+        remove_record(root, split)
+
+
+def discard(root: str, split: str) -> None:
+    """Removes all shards of an unfinished split, and its hidden folder."""
+    if not _is_listed(root, split):
         _remove_files(root, split, keep=())
         remove_record(root, split)
+
+
+def _is_listed(root: str, split: str) -> bool:
+    return storage.exists(join(root, MANIFEST_NAME)) and split in read_manifest(root).splits
 
 
 def _check_same_plan(root: str, split: str, plan: dict[str, Any]) -> None:
     path = join(join(root, unfinished_name(split)), PLAN_NAME)
     try:
         before = json.loads(read_location(Location(path)))
-    except (SourceError, ValueError) as error:
+        if not isinstance(before, dict):
+            raise ValueError("it holds no options")
+    except (SourceError, ValueError, RecursionError) as error:
         raise CommandError(f"{path} cannot be read ({error}); add --restart to begin {split!r} anew") from None
     if changes := differences(before, json.loads(json.dumps(plan))):
         raise CommandError(
@@ -120,29 +139,30 @@ def read_records(root: str, split: str) -> dict[int, WrittenShard]:
     records = {}
     for name in storage.list_names(folder):
         if match := _RECORD.fullmatch(name):
-            try:
+            with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError):
                 content = json.loads(read_location(Location(join(folder, name))))
-            except ValueError:
-                continue
-            content["shard"] = Shard(**content["shard"])
-            content["skipped"] = [tuple(sample) for sample in content["skipped"]]
-            records[int(match[1])] = WrittenShard(**content)
-    sizes = storage.file_sizes(root, [name for r in records.values() for name in (r.shard.file, r.shard.index)])
+                shard = Shard(**content.pop("shard"))
+                skipped = [tuple(sample) for sample in content.pop("skipped")]
+                records[int(match[1])] = WrittenShard(shard=shard, skipped=skipped, **content)
+    sizes = storage.file_sizes(root, _files_in(records))
     return {number: record for number, record in records.items() if not file_faults(record.shard, sizes)}
 
 
+def _files_in(records: dict[int, WrittenShard]) -> list[str]:
+    return [name for record in records.values() for name in (record.shard.file, record.shard.index)]
+
+
 def _files_of(root: str, split: str) -> list[str]:
-    pattern = re.compile(rf"{re.escape(split)}-\d{{6}}\.(tar|idx)")
+    pattern = re.compile(rf"{re.escape(split)}-\d{{6,}}\.(tar|idx)")
     return [name for name in storage.list_names(root) if pattern.fullmatch(name)]
 
 
 def _remove_files(root: str, split: str, keep: Sequence[str]) -> None:
     # Shards without a record, and temporary files of processes that were killed. The caller holds the lock.
-    kept = set(keep)
-    temporary = re.compile(r"\..*\.\d+\.tmp")
-    own = set(_files_of(root, split))
+    unwanted = set(_files_of(root, split)) - set(keep)
+    temporary = re.compile(rf"\.({re.escape(split)}-\d{{6,}}\.(tar|idx)|.*\.json)\.\d+\.tmp")
     for name in storage.list_names(root):
-        if (name in own and name not in kept) or temporary.fullmatch(name):
+        if name in unwanted or temporary.fullmatch(name):
             storage.remove(join(root, name))
     folder = join(root, unfinished_name(split))
     for name in storage.list_names(folder):

@@ -94,8 +94,8 @@ def main(argv: list[str]) -> int:
             if choice != SourceChoice():
                 raise CommandError("a source is named, but not --repair; add --repair to mend the shards from it")
             return 1 if verify_shards(FLAGS.shards, splits=splits, deep=FLAGS.deep, workers=workers) else 0
-        shard_set = _read_set(FLAGS.shards, splits)
-        left = repair_shards(FLAGS.shards, choice.open, splits=splits, deep=FLAGS.deep, workers=workers)
+        _read_set(FLAGS.shards, splits)
+        shard_set, left = repair_shards(FLAGS.shards, choice.open, splits=splits, deep=FLAGS.deep, workers=workers)
         if left:
             print("left:")
         for fault in left:

@@ -39,7 +39,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable, workers: int) -> 
 
     Tasks are taken from their iterable when a worker is about to be free, so that all of them together never
     need to be in memory. At the first exception, or when the caller stops iterating, no further task is begun;
-    those that run are waited for, so that nothing is still being written afterwards.
+    those that run are waited for, so that nothing is still being written afterwards. Ctrl-C ends them at once.
 
     Args:
         function: a function of a module, so that other processes can import it.
@@ -57,6 +57,7 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable, workers: int) -> 
         yield from map(function, tasks)
         return
     context = multiprocessing.get_context(_start_method())
+    others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker) as pool:
         try:
             # One more than there are workers, so that none waits for its next task.
@@ -66,6 +67,10 @@ def run_tasks(function: Callable[[Any], Any], tasks: Iterable, workers: int) -> 
                 for future in done:
                     yield future.result()
                 running |= {pool.submit(function, task) for task in itertools.islice(tasks, len(done))}
+        except KeyboardInterrupt:
+            for worker in set(multiprocessing.active_children()) - others:
+                worker.terminate()
+            raise
         except BrokenProcessPool:
             raise CommandError(
                 "a worker process ended without a result: it was killed (memory?), or it could not import "

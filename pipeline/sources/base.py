@@ -8,6 +8,7 @@ import array
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring_ascii
 from typing import Any, Protocol
@@ -18,6 +19,18 @@ from pipeline.locations import Location
 from pipeline.tar_members import BLOCK
 
 UNKNOWN_SIZE = -1
+# The name of a file in a tar has 100 bytes at most, and the key of its sample comes first.
+MAX_EXTENSION_BYTES = 80
+
+
+def _finite(text: str) -> float | None:
+    number = float(text)
+    return number if math.isfinite(number) else None
+
+
+# For Python's JSON decoders. NaN and infinities are no JSON, and readers of the shards would stumble over them; 1e400
+# is JSON, but becomes an infinity.
+JSON_NUMBERS = {"parse_constant": lambda name: None, "parse_float": _finite}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -105,6 +118,15 @@ def sample_tar_bytes(image_size, json_size, labelled: bool, member_sizes: Sequen
 
 def _padded(size):
     return -(-size // BLOCK) * BLOCK
+
+
+def is_text(name: str) -> bool:
+    """Whether a string can be written as UTF-8; JSON can hold halves of characters, such as "\\ud800"."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class PackedNames:

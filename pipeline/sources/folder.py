@@ -1,13 +1,14 @@
 """A folder of images as a source: one folder for each class, or the images directly in it."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from pipeline import storage
-from pipeline.locations import Location, SourceError, is_url, join, named_errors, open_filesystem
+from pipeline.locations import Location, SourceError, is_url, is_web, join, named_errors, open_filesystem
 from pipeline.sources.base import Fingerprint, Item, Listing, PackedNames, json_member, sample_tar_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
@@ -17,7 +18,8 @@ class FolderSource:
     """A folder of images: one folder for each class, or the images directly in it (then without labels).
 
     Class folders may have folders inside; every image below belongs to the class. Labels follow the sorted
-    names of the class folders. Hidden files and folders are skipped, symbolic links are followed.
+    names of the class folders. Hidden files and folders are skipped, symbolic links are followed. What is no file,
+    such as a pipe, is ignored whatever its name.
 
     Args:
         root: the folder, or its URL.
@@ -30,6 +32,8 @@ class FolderSource:
 
     def scan(self) -> Listing:
         """Lists the images, sorted by path; see `Source.scan`."""
+        if is_web(self.root):
+            raise SourceError(f"{self.root}: web servers do not list folders; give a list of images with --source=list")
         if not storage.is_folder(self.root):
             what = "is not a folder" if storage.exists(self.root) else "does not exist"
             raise SourceError(f"{self.root} {what}; expected a folder with images, or with one folder for each class")
@@ -37,7 +41,7 @@ class FolderSource:
         ignored, fingerprint, is_flat = [], Fingerprint(), None
         classes: list[str] = []
         for file in _walk_url(self.root) if is_url(self.root) else _walk(self.root, "", frozenset()):
-            if not file.path.lower().endswith(IMAGE_SUFFIXES):
+            if not (file.is_regular and file.path.lower().endswith(IMAGE_SUFFIXES)):
                 ignored.append(file.path)
                 continue
             top = file.path.split("/", 1)[0] if "/" in file.path else None
@@ -107,6 +111,7 @@ class _File(NamedTuple):
     path: str  # relative
     size: int
     modified: int
+    is_regular: bool = True  # and no pipe or device, which reading would wait for
 
 
 def _walk_url(url: str) -> Iterator[_File]:
@@ -118,7 +123,9 @@ def _walk_url(url: str) -> Iterator[_File]:
     paths = {name[start:]: status for name, status in found.items()}
     for path in sorted(paths):
         if not any(part.startswith(".") for part in path.split("/")):
-            yield _File(path, int(paths[path]["size"]), 0)
+            if (size := paths[path].get("size")) is None:
+                raise SourceError(f"{url} cannot be read as a folder: its server does not tell the size of {path!r}")
+            yield _File(path, int(size), 0)
 
 
 def _is_visible(entry: os.DirEntry) -> bool:
@@ -145,4 +152,5 @@ def _walk(folder: str, prefix: str, ancestors: frozenset[tuple[int, int]]) -> It
             entry_status = entry.stat()
         except OSError as error:
             raise SourceError(f"{entry.path} cannot be read: {error.strerror or error}") from None
-        yield _File(f"{prefix}{entry.name}", entry_status.st_size, entry_status.st_mtime_ns)
+        is_regular = stat.S_ISREG(entry_status.st_mode)
+        yield _File(f"{prefix}{entry.name}", entry_status.st_size, entry_status.st_mtime_ns, is_regular)

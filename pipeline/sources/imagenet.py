@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.locations import FileStatus, Location, SourceError, file_status, named_errors, open_file
 from pipeline.sources.base import Fingerprint, Item, Listing, PackedNames, json_member, sample_tar_bytes
 from pipeline.sources.imagenet_devkit import TRUTH_FILE, validation_labels
-from pipeline.tar_members import TarDamage, TarMember, tar_members
+from pipeline.tar_members import TarCompressed, TarDamage, TarMember, tar_members
 
 TRAIN_MD5 = "1d675b47d978889d74fa0da5fadfb00e"
 VAL_MD5 = "29b22e2961454d5413ddabcf34fc5622"
@@ -203,6 +203,8 @@ def _members(file: BinaryIO, size: int, offset: int, place: str, md5: str) -> It
     # `tar_members`, with damage told as a sentence on `place`.
     try:
         yield from tar_members(file, size, offset=offset)
+    except TarCompressed as error:
+        raise SourceError(f"{place} {error}") from None
     except TarDamage as error:
         raise SourceError(
             f"{place} {error}. Copy or download the archive again (the whole one's md5 is {md5})"

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from pipeline.locations import SourceError, named_errors, open_file
-from pipeline.sources.base import Item, Listing
+from pipeline.sources.base import Item, Listing, is_text
+from pipeline.sources.label_column import LabelColumn
 from pipeline.sources.list_files import RowError
-from pipeline.sources.lists import LabelColumn, ListedImages
+from pipeline.sources.lists import ListedImages, MissingFile, MissingFiles
 
 
 class INaturalistSource:
@@ -38,11 +39,15 @@ class INaturalistSource:
         self._images = ListedImages(self.root, labels and LabelColumn(labels.classes))
         order = sorted(range(len(entries.files)), key=entries.files.__getitem__)
         self._ids = [entries.ids[position] for position in order]
+        missing = MissingFiles()
         for position, image in zip(order, self._ids, strict=True):
             try:
                 self._images.add(entries.files[position], labels and labels.of_image(image), {"id": image})
+            except MissingFile as error:
+                missing.add(f"{self.annotations}: image {image!r} {error}", len(self._images))
             except RowError as error:
                 raise SourceError(f"{self.annotations}: image {image!r} {error}") from None
+        missing.refuse(len(self._images))
         return self._images.finish()
 
     def items(self, positions: Sequence[int]) -> list[Item]:
@@ -97,6 +102,8 @@ class _Entries:
             category, name = (entry.get(key) for key in ("id", "name")) if type(entry) is dict else (None, None)
             if type(category) is not int or type(name) not in (str, int):
                 self._refuse(f"has the category {entry!r}; expected an object with a numeric id, and a name")
+            if not is_text(str(name)):
+                self._refuse(f"has the category {entry!r}, whose name is no valid text")
             if category in names:
                 self._refuse(f"has two categories {category}; expected different ids")
             names[category] = str(name)

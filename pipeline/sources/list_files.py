@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
 from pipeline.locations import SourceError, is_url, named_errors, open_file, suffix_of
+from pipeline.sources.base import JSON_NUMBERS
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
 JSON_SUFFIXES = (".jsonl", ".ndjson")
@@ -22,8 +23,7 @@ PARQUET_SUFFIX = ".parquet"
 LIST_SUFFIXES = (*DELIMITERS, *JSON_SUFFIXES, PARQUET_SUFFIX)
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _PARQUET_ROWS = 4096  # unpacked at a time
-# NaN and infinities are no JSON, and readers of the shards would stumble over them.
-_JSON = json.JSONDecoder(parse_constant=lambda name: None)
+_JSON = json.JSONDecoder(**JSON_NUMBERS)
 
 
 class RowError(ValueError):

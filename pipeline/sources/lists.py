@@ -4,13 +4,14 @@ import array
 import itertools
 import os
 import stat
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from pipeline.locations import WHOLE, Location, SourceError, is_url, join
+from pipeline.locations import WHOLE, Location, SourceError, check_url, is_url, join
 from pipeline.sources.base import (
+    MAX_EXTENSION_BYTES,
     UNKNOWN_SIZE,
     Fingerprint,
     Item,
@@ -19,12 +20,13 @@ from pipeline.sources.base import (
     json_member,
     sample_tar_bytes,
 )
+from pipeline.sources.label_column import WITHOUT_LABELS, LabelColumn, check_classes
 from pipeline.sources.list_files import ListFile, RowError
 
 IMAGE_COLUMNS = ("image", "path", "file", "filename", "file_name", "url", "image_path")
 LABEL_COLUMNS = ("label", "class", "class_name", "category", "target")
-# A column of such numbers is something else, and would make as many classes.
-MAX_CLASSES = 1_000_000
+# When so many files do not exist, the folder is wrong, and there is no need to look for all others.
+MAX_MISSING = 1000
 
 
 class ListSource:
@@ -74,7 +76,12 @@ class ListSource:
         for extension in self.members:
             if extension in ("cls", "json") or not all(part.isidentifier() for part in extension.split(".")):
                 raise SourceError(
-                    f"members name the extension {extension!r}; expected one such as 'seg.png', and not cls or json"
+                    f"--member names the extension {extension!r}; expected one such as 'seg.png', and not cls or json"
+                )
+            if len(extension.encode()) > MAX_EXTENSION_BYTES:
+                raise SourceError(
+                    f"--member names an extension of {len(extension.encode())} bytes, {extension!r}; "
+                    f"expected at most {MAX_EXTENSION_BYTES}"
                 )
 
     def scan(self) -> Listing:
@@ -86,14 +93,15 @@ class ListSource:
         self._choose_columns(list(first))
         labels = None if self._label is None else LabelColumn(self.classes)
         self._images = ListedImages(self.image_root, labels, tuple(self.members))
-        try:
-            for values in itertools.chain([first], rows):
-                path, label, member_paths = self._take(values)
-                if labels is None and self.label_column is None and not values.keys().isdisjoint(LABEL_COLUMNS):
-                    raise RowError("has a label, and the first row has none; label all or give label_column ''")
-                self._images.add(path, label, values, member_paths)
-        except RowError as error:
-            raise SourceError(f"{self._list.where()} {error}") from None
+        missing = MissingFiles()
+        for values in itertools.chain([first], rows):
+            try:
+                self._add(values)
+            except MissingFile as error:
+                missing.add(f"{self._list.where()} {error}", len(self._images))
+            except RowError as error:
+                raise SourceError(f"{self._list.where()} {error}") from None
+        missing.refuse(len(self._images))
         return self._images.finish()
 
     def items(self, positions: Sequence[int]) -> list[Item]:
@@ -104,6 +112,12 @@ class ListSource:
             items.append(self._images.item(position, values, member_paths))
         return items
 
+    def _add(self, values: dict[str, Any]) -> None:
+        path, label, member_paths = self._take(values)
+        if self._label is None and self.label_column is None and not values.keys().isdisjoint(LABEL_COLUMNS):
+            raise RowError(f"has a label, and the first row has none; label all rows{WITHOUT_LABELS}")
+        self._images.add(path, label, values, member_paths)
+
     def _take(self, values: dict[str, Any]) -> tuple[Any, Any, list[Any]]:
         # Image, label and members of a row; its image and label columns are removed from `values`.
         member_paths = [values.get(column) for column in self.members.values()] if self.members else []
@@ -111,11 +125,11 @@ class ListSource:
         return path, None if self._label is None else values.pop(self._label, None), member_paths
 
     def _choose_columns(self, columns: list[str]) -> None:
-        named = {"image_column": self.image_column, "label_column": self.label_column}
-        named |= {f"members[{extension!r}]": column for extension, column in self.members.items()}
-        for argument, column in named.items():
+        named = {"--image_column": self.image_column, "--label_column": self.label_column}
+        named |= {f"--member={extension}:{column}": column for extension, column in self.members.items()}
+        for flag, column in named.items():
             if column and column not in columns:
-                self._refuse_columns(f"has no column {column!r}, which {argument} names", columns)
+                self._refuse_columns(f"has no column {column!r}, which {flag} names", columns)
         self._image = self.image_column or next((name for name in IMAGE_COLUMNS if name in columns), None)
         if self._image is None:
             self._refuse_columns(f"has no column for images: expected one of {', '.join(IMAGE_COLUMNS)}", columns)
@@ -123,7 +137,7 @@ class ListSource:
         self._label = found if self.label_column is None else self.label_column or None
         if self._label is None and self.label_column is None and self.classes is not None:
             self._refuse_columns(
-                f"has no column for labels, but classes are given: expected one of {', '.join(LABEL_COLUMNS)}", columns
+                f"has no column for labels, but --classes is given: expected one of {', '.join(LABEL_COLUMNS)}", columns
             )
 
     def _refuse_columns(self, problem: str, columns: list[str]) -> None:
@@ -134,89 +148,34 @@ def _folder_of(file: str) -> str:
     return file.split("?", 1)[0].rpartition("/")[0] if is_url(file) else os.path.dirname(file)
 
 
-def check_classes(classes: Iterable[str]) -> tuple[str, ...]:
-    """The classes as a tuple.
-
-    Raises:
-        SourceError: there is none, or two have one name.
-    """
-    classes = tuple(classes)
-    if not classes:
-        raise SourceError("classes is empty; expected at least one name")
-    if len(set(classes)) != len(classes):
-        twice = next(name for number, name in enumerate(classes) if name in classes[:number])
-        raise SourceError(f"classes name {twice!r} twice; expected different names")
-    return classes
+class MissingFile(RowError):
+    """A file that a row names does not exist."""
 
 
-class LabelColumn:
-    """The labels of a list: all of them positions in the classes, or all names of classes.
+class MissingFiles:
+    """Rows whose files do not exist: told in one message when all rows are known, or already `MAX_MISSING` such."""
 
-    Args:
-        classes: names of the classes; None to find them in the labels.
-    """
+    def __init__(self):
+        self._count, self._first = 0, ""
 
-    def __init__(self, classes: Sequence[str] | None):
-        self._classes = classes
-        self._position_of = None if classes is None else {name: i for i, name in enumerate(classes)}
-        self._codes: dict[str | int, int] = {}  # positions; of names without given classes, in order of appearance
-        self._column = array.array("i")
-        self._are_names: bool | None = None
-
-    def append(self, label: Any) -> None:
-        """Adds the label of the next row: an int, a class name, or digits.
+    def add(self, problem: str, num_listed: int) -> None:
+        """Notes a row, told by a sentence, that comes after `num_listed` whose files exist.
 
         Raises:
-            RowError: it is missing, no label, out of range, unknown, or not of the kind of the others.
+            SourceError: there are too many.
         """
-        code = self._codes.get(label) if type(label) in (str, int) else None
-        if code is None:
-            code = self._codes[label] = self._number(label)
-        self._column.append(code)
+        self._first = self._first or problem
+        self._count += 1
+        if self._count == MAX_MISSING:
+            self.refuse(num_listed)
 
-    def finish(self) -> tuple[np.ndarray, tuple[str, ...]]:
-        """int32 labels of all rows, and the classes."""
-        column = np.frombuffer(self._column, np.int32)
-        if self._classes is not None:
-            return column, tuple(self._classes)
-        if not self._are_names:
-            return column, tuple(map(str, range(column.max() + 1)))
-        names = sorted(self._codes)
-        ranks = np.empty(len(names), np.int32)
-        ranks[[self._codes[name] for name in names]] = np.arange(len(names))
-        return ranks[column], tuple(names)
-
-    def _number(self, label: Any) -> int:
-        if label is None or label == "":
-            raise RowError("has no label; label all rows, or give label_column '' to read the list without labels")
-        if type(label) not in (str, int):
-            raise RowError(f"has the label {label!r}; expected a whole number or the name of a class")
-        is_known = self._position_of is not None and label in self._position_of
-        is_name = is_known or not (type(label) is int or _is_number(label))
-        if self._are_names is None:
-            self._are_names = is_name
-        elif self._are_names != is_name:
-            kinds = ("numbers", "a class name") if is_name else ("class names", "a number")
-            raise RowError(f"has the label {label!r}, {kinds[1]}, and those before are {kinds[0]}; use one kind")
-        if not is_name:
-            return self._check_position(label)
-        if self._position_of is None:
-            return len(self._codes)
-        if not is_known:
-            raise RowError(f"has the label {label!r}, which is none of the {len(self._classes)} classes")
-        return self._position_of[label]
-
-    def _check_position(self, label: str | int) -> int:
-        count = MAX_CLASSES if self._classes is None else len(self._classes)
-        digits = str(label).lstrip("0") or "0"
-        if not digits.isdecimal() or len(digits) > len(str(count)) or int(digits) >= count:
-            raise RowError(f"has the label {label!r}; expected a whole number from 0 to {count - 1}, or class names")
-        return int(digits)
-
-
-def _is_number(text: str) -> bool:
-    # Also "-1" and "2.0", which are mistakes more likely than names of classes.
-    return text.isascii() and text.removeprefix("-").replace(".", "", 1).isdecimal()
+    def refuse(self, num_listed: int) -> None:
+        """Raises SourceError if there are any; `num_listed` are the rows whose files exist."""
+        if self._count == 1:
+            raise SourceError(self._first)
+        if self._count:
+            rows = f"{'the first ' if self._count == MAX_MISSING else ''}{self._count + num_listed}"
+            raise SourceError(f"{self._count} of {rows} rows name files that do not exist. The first: {self._first}")
 
 
 class ListedImages:
@@ -253,14 +212,15 @@ class ListedImages:
             member_paths: for each of the member extensions a path, or None or "".
 
         Raises:
-            RowError: the image or a member is no file, or the label cannot be used.
+            MissingFile: the image or a member does not exist.
+            RowError: it is no file, or the label cannot be used.
         """
+        if self._label_column is not None:
+            self._label_column.append(label)
         size, modified = self._look_up(path)
         text = json_member(path, columns)
         self._fingerprint.add(path, size, label, text.decode(), modified=modified)
         sizes = [self._add_member(*member) for member in zip(self._member_sizes, member_paths, strict=True)]
-        if self._label_column is not None:
-            self._label_column.append(label)
         self._names.append(path)
         self._sizes.append(size)
         if size == WHOLE or WHOLE in sizes:
@@ -268,6 +228,9 @@ class ListedImages:
             return
         present = [size for size, member in zip(sizes, member_paths, strict=True) if member]
         self._tar_bytes.append(sample_tar_bytes(size, len(text), self._label_column is not None, present))
+
+    def __len__(self) -> int:
+        return len(self._names)
 
     def finish(self) -> Listing:
         """The listing of all samples; none can be added afterwards."""
@@ -302,10 +265,12 @@ class ListedImages:
         try:
             if is_url(file):
                 path.encode()
+                check_url(file)
                 return WHOLE, 0
             status = os.stat(file)
         except FileNotFoundError:
-            raise RowError(f"names {path!r}, but {file} does not exist; correct it or the folder of images") from None
+            problem = f"names {path!r}, but {file} does not exist; correct it or the folder of images"
+            raise MissingFile(problem) from None
         except (OSError, ValueError) as error:
             raise RowError(f"names {path!r}, which cannot be read: {error}") from None
         if not stat.S_ISREG(status.st_mode):

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 
 from pipeline.locations import SourceError, named_errors, open_file
 from pipeline.sources.base import Item, Listing
+from pipeline.sources.label_column import LabelColumn
 from pipeline.sources.list_files import RowError, TextLines
-from pipeline.sources.lists import LabelColumn, ListedImages
+from pipeline.sources.lists import ListedImages, MissingFile, MissingFiles
 
 
 class PlacesSource:
@@ -33,7 +34,7 @@ class PlacesSource:
 
     def scan(self) -> Listing:
         """Lists the images; see `Source.scan`."""
-        is_labelled = None
+        is_labelled, missing = None, MissingFiles()
         for line, (path, *label) in _numbered_fields(self.file_list):
             try:
                 if is_labelled is None:
@@ -44,10 +45,13 @@ class PlacesSource:
                     has, have = ("a label", "none") if label else ("no label", "one")
                     raise RowError(f"has {has}, and the lines before it have {have}; label all lines or none")
                 self._images.add(path, _number(label[0]) if label else None)
+            except MissingFile as error:
+                missing.add(f"{self.file_list}, line {line} {error}", len(self._images))
             except RowError as error:
                 raise SourceError(f"{self.file_list}, line {line} {error}") from None
         if is_labelled is None:
             raise SourceError(f"{self.file_list} lists no images; expected at least one line")
+        missing.refuse(len(self._images))
         return self._images.finish()
 
     def items(self, positions: Sequence[int]) -> list[Item]:
@@ -56,7 +60,7 @@ class PlacesSource:
 
     def _read_classes(self) -> tuple[str, ...]:
         if self.categories is None:
-            raise SourceError(f"{self.file_list} has labels; expected a file of categories, too, and received none")
+            raise SourceError(f"{self.file_list} has labels; give the file of their names, too, with --categories")
         names: dict[int, str] = {}
         for line, fields in _numbered_fields(self.categories):
             try:
@@ -65,6 +69,8 @@ class PlacesSource:
                 number = _number(fields[1])
                 if number in names:
                     raise RowError(f"has the number {number}, as {names[number]!r} has; expected different ones")
+                if fields[0] in names.values():
+                    raise RowError(f"names the category {fields[0]!r} again; expected each name once")
                 names[number] = fields[0]
             except RowError as error:
                 raise SourceError(f"{self.categories}, line {line} {error}") from None

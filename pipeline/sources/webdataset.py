@@ -2,7 +2,7 @@
 
     a/000041.cls        the label, an ASCII integer, in all samples or in none
     a/000041.jpg        the image
-    a/000041.json       becomes columns
+    a/000041.json       becomes columns; NaN and infinities, which are no JSON, become null
     a/000041.seg.png    anything else is a further member of the sample
 
 The key ("a/000041") ends at the first dot of a file's name, and what follows it is the extension, as webdataset
@@ -21,9 +21,18 @@ import numpy as np
 
 from pipeline.locations import Location, SourceError, file_status, named_errors, open_file, read_location
 from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION
-from pipeline.sources.base import Fingerprint, Item, Listing, PackedNames, json_member, sample_tar_bytes
+from pipeline.sources.base import (
+    JSON_NUMBERS,
+    MAX_EXTENSION_BYTES,
+    Fingerprint,
+    Item,
+    Listing,
+    PackedNames,
+    json_member,
+    sample_tar_bytes,
+)
 from pipeline.sources.tar_files import find_tars, tar_names
-from pipeline.tar_members import TarDamage, TarMember, tar_members
+from pipeline.tar_members import TarCompressed, TarDamage, TarMember, tar_members
 from pipeline.tar_samples import TarSample, image_extension, samples_of
 
 COLUMNS_EXTENSION = "json"
@@ -87,6 +96,11 @@ class WebDatasetSource:
             extensions = [extension for extension, _ in sample.members]
             twice = next(extension for extension in extensions if extensions.count(extension) > 1)
             raise SourceError(f"{place} has two files {twice!r}; expected each extension once, and keys that differ")
+        if long := [extension for extension in members if len(os.fsencode(extension)) > MAX_EXTENSION_BYTES]:
+            raise SourceError(
+                f"{place} has the extension {long[0]!r}, which all begins at the first dot of a name; "
+                f"expected at most {MAX_EXTENSION_BYTES} bytes"
+            )
         image = image_extension(members, place)
         if image is None:
             self._refuse_without_image(place, sorted(members))
@@ -122,7 +136,7 @@ class WebDatasetSource:
                 f"{place} has {has} ({LABEL_EXTENSION}), and the samples before it have {have}; label all or none"
             )
         if self.classes is not None and not is_labelled:
-            raise SourceError(f"{place} has no label ({LABEL_EXTENSION}), but classes were given; leave them out")
+            raise SourceError(f"{place} has no label ({LABEL_EXTENSION}), but --classes was given; leave it out")
         if not is_labelled:
             return -1
         text = _read(file, member).strip()
@@ -143,6 +157,8 @@ class WebDatasetSource:
 def _strict_members(file: BinaryIO, size: int, name: str) -> Iterator[TarMember]:
     try:
         yield from tar_members(file, size)
+    except TarCompressed as error:
+        raise SourceError(f"{name} {error}") from None
     except TarDamage as error:
         raise SourceError(f"{name} {error}. Copy the tar again, or make it again") from None
 
@@ -154,7 +170,7 @@ def _read(file: BinaryIO, member: TarMember) -> bytes:
 
 def _parse_columns(data: bytes, place: str) -> dict[str, Any]:
     try:
-        value = json.loads(data)
+        value = json.loads(data, **JSON_NUMBERS)
     except (ValueError, RecursionError) as error:
         raise SourceError(f"{place} has a json file that is no JSON: {error}") from None
     return value if isinstance(value, dict) else {COLUMNS_EXTENSION: value}

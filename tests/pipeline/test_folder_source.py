@@ -82,6 +82,13 @@ def test_only_the_stamp_follows_the_time_of_change(tmp_path):
     assert source.scan().stamp != before.stamp
 
 
+def test_what_is_no_file_is_ignored_whatever_its_name(tmp_path):
+    source = make_files(tmp_path, "cat/a.jpg")
+    os.mkfifo(tmp_path / "cat" / "b.jpg")
+    assert samples_of(source) == [("cat/a.jpg", 0)]
+    assert source.scan().ignored == ("cat/b.jpg",)
+
+
 def test_links_to_folders_are_followed(tmp_path):
     make_files(tmp_path, "elsewhere/a.jpg")
     (tmp_path / "images").mkdir()
@@ -106,6 +113,11 @@ def test_a_broken_link_is_named(tmp_path):
 def test_a_missing_folder_is_refused(tmp_path):
     with pytest.raises(SourceError, match="nowhere does not exist"):
         FolderSource(tmp_path / "nowhere").scan()
+
+
+def test_a_web_address_is_refused_because_servers_do_not_list_folders():
+    with pytest.raises(SourceError, match="http://host/images: web servers do not list folders; .* --source=list"):
+        FolderSource("http://host/images").scan()
 
 
 def test_a_file_is_not_a_folder(tmp_path):
@@ -134,5 +146,5 @@ def test_a_file_that_changed_since_the_scan_is_named(tmp_path, data):
     source = make_files(tmp_path, "a.jpg")
     source.scan()
     (tmp_path / "a.jpg").write_bytes(data)
-    with pytest.raises(SourceError, match="a.jpg changed while shards were made: expected 5 bytes"):
+    with pytest.raises(SourceError, match="a.jpg has changed: expected 5 bytes"):
         read_location(source.items([0])[0].image)

@@ -170,8 +170,14 @@ def test_the_training_archive_is_not_taken_for_the_validation_archive(archives):
 
 
 def test_a_file_that_is_no_tar_is_refused(tmp_path, archives):
-    refuse(ImageNetTrainSource(archives.devkit), "t12.tar.gz is no tar")
-    refuse(ImageNetValSource(archives.devkit, archives.devkit), "t12.tar.gz is no tar")
+    (tmp_path / "x.tar").write_bytes(b"no tar at all")
+    refuse(ImageNetTrainSource(tmp_path / "x.tar"), "x.tar is no tar")
+    refuse(ImageNetValSource(tmp_path / "x.tar", archives.devkit), "x.tar is no tar")
+
+
+def test_a_compressed_archive_is_told_from_a_damaged_one(archives):
+    for source in (ImageNetTrainSource(archives.devkit), ImageNetValSource(archives.devkit, archives.devkit)):
+        refuse(source, "t12.tar.gz is compressed with gzip, .* unpack it first: gunzip$")
 
 
 def test_missing_archives_are_named(tmp_path, archives):

@@ -88,6 +88,7 @@ def test_a_source_can_be_sent_to_another_process(tmp_path):
         ({"annotations": [{"image_id": 0}]}, "has the entry .*'image_id': 0.*; expected 'category_id'"),
         ({"categories": CATEGORIES[:1]}, "image 30 has category 2, which is not among the 1 categories"),
         ({"categories": [*CATEGORIES, {"id": 7, "name": "x"}]}, "two categories 7"),
+        ({"categories": [{"id": 2, "name": "\ud800"}]}, "has the category {'id': 2, .*whose name is no valid text"),
         ({"categories": [{"name": "x"}]}, "has the category {'name': 'x'}; expected"),
         ({"images": []}, "lists no images"),
         ({"images": [*IMAGES, {"id": 0, "file_name": "c.jpg"}]}, "lists image 0 twice"),
@@ -103,6 +104,13 @@ def test_a_missing_image_is_named(tmp_path):
     source = make_source(tmp_path, annotations=ANNOTATIONS, categories=CATEGORIES)
     (tmp_path / "train_val2019/b/2.jpg").unlink()
     refuse(source, "train.json: image 30 names 'train_val2019/b/2.jpg', but .* does not exist")
+
+
+def test_missing_images_are_counted(tmp_path):
+    source = make_source(tmp_path, annotations=ANNOTATIONS, categories=CATEGORIES)
+    for image in IMAGES:
+        (tmp_path / image["file_name"]).unlink()
+    refuse(source, "2 of 2 rows name files that do not exist. The first: .*train.json: image 0 names")
 
 
 @pytest.mark.parametrize(

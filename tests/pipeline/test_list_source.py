@@ -13,6 +13,7 @@ from datetime import date
 import pytest
 
 from pipeline.locations import WHOLE, Location, SourceError, read_location
+from pipeline.sources import lists
 from pipeline.sources.base import UNKNOWN_SIZE
 from pipeline.sources.lists import ListSource
 
@@ -125,8 +126,9 @@ def test_spaces_after_a_comma_do_not_count(folder):
     assert (items[0].label, items[0].columns) == (1, {})
 
 
-def test_json_without_a_value_for_numbers_becomes_null(folder):
-    _, items = read_all(ListSource(write(folder, "list.jsonl", '{"image": "a.jpg", "score": NaN}\n')))
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+def test_numbers_that_readers_of_json_cannot_hold_become_null(folder, number):
+    _, items = read_all(ListSource(write(folder, "list.jsonl", f'{{"image": "a.jpg", "score": {number}}}\n')))
     assert items[0].columns == {"score": None}
 
 
@@ -211,14 +213,26 @@ def test_members_are_further_files_of_a_sample(folder):
     assert listing.tar_bytes[2] == UNKNOWN_SIZE
 
 
+def test_missing_files_are_counted_and_the_first_is_named(folder):
+    file = write(folder, "list.csv", "image,mask\na.jpg,a.png\nx.jpg,\nb.jpg,y.png\nz.jpg,\n")
+    source = ListSource(file, members={"png": "mask"})
+    refuse(source, "3 of 4 rows name files that do not exist. The first: .*list.csv, line 3 names 'x.jpg'")
+
+
+def test_a_wrong_folder_is_noticed_before_all_of_a_list_is_looked_up(folder, monkeypatch):
+    monkeypatch.setattr(lists, "MAX_MISSING", 3)
+    file = write(folder, "list.csv", "image\na.jpg\n" + "x.jpg\n" * 10)
+    refuse(ListSource(file), "3 of the first 4 rows name files that do not exist. The first: .* line 3 names")
+
+
 def test_a_member_that_is_missing_is_named(folder):
     file = write(folder, "list.csv", "image,mask\na.jpg,nowhere.png\n")
     refuse(ListSource(file, members={"png": "mask"}), "list.csv, line 2 names 'nowhere.png', but .* does not exist")
 
 
-@pytest.mark.parametrize("extension", ["json", "cls", "", ".png", "a/b"])
+@pytest.mark.parametrize("extension", ["json", "cls", "", ".png", "a/b", "x" * 81, "\u00e9" * 41])
 def test_an_extension_that_a_sample_cannot_have_is_refused(folder, extension):
-    with pytest.raises(SourceError, match="members name the extension"):
+    with pytest.raises(SourceError, match="--member names "):
         ListSource(folder / "list.csv", members={extension: "mask"})
 
 
@@ -279,6 +293,7 @@ def test_the_label_column_can_be_named(folder):
         ((1.0,), r"line 1 has the label 1\.0; expected a whole number"),
         ((True,), "line 1 has the label True; expected a whole number"),
         ((1, True), "line 2 has the label True; expected a whole number"),
+        (("\ud800",), "line 1 has the label '.ud800', which is no valid text"),
         ((["dog"],), r"line 1 has the label \['dog'\]; expected"),
         ((10**12,), "line 1 has the label 1000000000000; expected a whole number from 0 to 999999"),
     ],
@@ -307,7 +322,7 @@ def test_classes_that_make_no_sense_are_refused(folder, classes, match):
 
 def test_classes_for_a_list_without_labels_are_refused(folder):
     file = write(folder, "list.csv", "image\na.jpg\n")
-    refuse(ListSource(file, classes=["a"]), "no column for labels, but classes are given")
+    refuse(ListSource(file, classes=["a"]), "no column for labels, but --classes is given")
     assert ListSource(file, classes=["a"], label_column="").scan().classes is None
 
 
@@ -381,6 +396,8 @@ def test_a_source_can_be_sent_to_another_process(folder):
         ("list.csv", "image,n\n,1\n", "line 2 names ''; expected the path or URL"),
         ("list.jsonl", '{"image": "a\\u0000.jpg"}\n', "line 1 names .* cannot be read"),
         ("list.jsonl", '{"image": "https://host/\\ud800.jpg"}\n', "line 1 names .* cannot be read"),
+        ("list.csv", "image\nfile:///etc/hosts\n", "line 2 names 'file:///etc/hosts', .* give its path itself"),
+        ("list.csv", "image\nsimplecache::file:///a\n", "line 2 names .* expected a plain URL"),
         ("list.jsonl", '{"image": 5}\n', "line 1 names 5; expected the path or URL"),
     ],
 )
@@ -396,11 +413,16 @@ def test_a_list_in_another_encoding_is_refused(folder, name):
 
 
 @pytest.mark.parametrize(
-    "arguments", [{"image_column": "foto"}, {"label_column": "foto"}, {"members": {"png": "foto"}}]
+    ("arguments", "flag"),
+    [
+        ({"image_column": "foto"}, "--image_column"),
+        ({"label_column": "foto"}, "--label_column"),
+        ({"members": {"png": "foto"}}, "--member=png:foto"),
+    ],
 )
-def test_a_column_that_is_not_there_is_refused(folder, arguments):
+def test_a_column_that_is_not_there_is_refused(folder, arguments, flag):
     file = write(folder, "list.csv", "image,n\na.jpg,1\n")
-    refuse(ListSource(file, **arguments), f"no column 'foto', which {next(iter(arguments))}.*'image', 'n'")
+    refuse(ListSource(file, **arguments), f"no column 'foto', which {flag} names; .*'image', 'n'")
 
 
 @pytest.mark.parametrize("name", ["list.txt", "list", "list.csv.gz"])

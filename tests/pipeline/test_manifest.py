@@ -96,12 +96,47 @@ def test_a_cut_manifest_is_not_json(shard_set, tmp_path):
             lambda content: content["splits"].update({"a/b": content["splits"]["train"]}),
             "cannot name a split",
         ),
+        (lambda content: content.update(version=True), "has version True"),
+        (lambda content: content.update(classes=["cat", "dog", "cat"]), "the class 'cat' is listed twice"),
+        (
+            lambda content: content["splits"].update(val=content["splits"]["train"]),
+            "'train-000000.tar' is listed twice",
+        ),
+        (lambda content: content["splits"]["train"].update(options=[]), "expected dict, received \\[\\]"),
+        (lambda content: content["splits"]["train"].update(samples=-4), "2\\*\\*63 - 1, received -4"),
+        *(
+            (lambda content, change=change: content["splits"]["train"]["shards"][0].update(change), message)
+            for change, message in [
+                ({"file": "x.zip"}, "lists 'x.zip', expected a plain file name"),
+                ({"file": ".x.tar"}, "lists '.x.tar', expected a plain file name"),
+                ({"index": "../a.idx"}, "with the index '../a.idx', expected 'train-000000.idx'"),
+                ({"index": "manifest.json"}, "with the index 'manifest.json', expected 'train-000000.idx'"),
+                ({"sha256": "0" * 63}, "expected 64 hexadecimal digits"),
+                ({"bytes": -1}, "2\\*\\*63 - 1, received -1"),
+                ({"samples": 1 << 63}, "2\\*\\*63 - 1, received 9223372036854775808"),
+            ]
+        ),
     ],
 )
 def test_a_wrong_field_is_named(shard_set, tmp_path, change, message):
     edit_manifest(tmp_path, change)
     with pytest.raises(ManifestError, match=message):
         load_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("depth", [900, 100_000])
+def test_json_that_is_nested_too_deep_is_refused(tmp_path, depth):
+    (tmp_path / "manifest.json").write_text('{"format": ' + "[" * depth + "]" * depth + "}")
+    with pytest.raises(ManifestError, match="not valid JSON|not a manifest") as error:
+        load_manifest(tmp_path)
+    assert len(str(error.value)) < 500
+
+
+def test_long_names_are_cut_in_messages(shard_set, tmp_path):
+    edit_manifest(tmp_path, lambda content: content["splits"]["train"]["shards"][0].update(file="x" * 10_000))
+    with pytest.raises(ManifestError, match="lists 'xxx") as error:
+        load_manifest(tmp_path)
+    assert len(str(error.value)) < 500
 
 
 def test_a_missing_tar_is_named(shard_set, tmp_path):

@@ -93,6 +93,7 @@ def test_a_list_that_cannot_be_used_is_refused_by_line(tmp_path, lines, match):
         ("/a/airfield\n", "categories.txt, line 1 has no number"),
         ("/a/airfield zero\n", "categories.txt, line 1 ends in 'zero'"),
         ("/a 0\n/b 0\n", "categories.txt, line 2 has the number 0, as 'a' has"),
+        ("/a 0\na 1\n", "categories.txt, line 2 names the category 'a' again"),
         ("/a 1\n/b 2\n", "categories.txt has no category 0; expected all from 0 to 2"),
     ],
 )
@@ -102,13 +103,18 @@ def test_categories_that_cannot_be_used_are_refused(tmp_path, categories, match)
 
 def test_labels_without_categories_are_refused(tmp_path):
     make_source(tmp_path, TRAIN)
-    refuse(PlacesSource(tmp_path, tmp_path / "list.txt"), "list.txt has labels; expected a file of categories")
+    refuse(PlacesSource(tmp_path, tmp_path / "list.txt"), "list.txt has labels; give .* --categories")
 
 
 def test_another_encoding_is_refused(tmp_path):
     source = make_source(tmp_path, TRAIN)
     (tmp_path / "list.txt").write_bytes(b"caf\xe9.jpg 0\n")
     refuse(source, "list.txt, line 1 is not UTF-8")
+
+
+def test_missing_images_are_counted(tmp_path):
+    source = make_source(tmp_path, "x.jpg 0\nPlaces365_val_1.jpg 1\ny.jpg 0\n")
+    refuse(source, "2 of 3 rows name files that do not exist. The first: .*list.txt, line 1 names 'x.jpg'")
 
 
 def test_missing_files_are_named(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 
 from pipeline.manifest import ManifestError
-from pipeline.shard_index import Member, index_bytes, read_index, split_name
+from pipeline.shard_index import Member, index_bytes, parse_label, read_index, split_name
 
 ROWS = [
     [Member("cls", 512, 1, "00000000.cls"), Member("jpg", 1536, 700, "00000000.jpg")],
@@ -57,6 +57,10 @@ def test_an_index_of_no_samples_is_empty(tmp_path):
         ("v1.2 1\njpg 512 7 0.jp", "cut or edited"),
         ("v1.2 1\njpg 512 7\n", "extension offset size name"),
         ("v1.2 1\njpg 512 x 0.jpg\n", "extension offset size name"),
+        ("v1.2 1\njpg -512 7 0.jpg\n", "extension offset size name"),
+        ("v1.2 1\njpg 512 -7 0.jpg\n", "extension offset size name"),
+        (f"v1.2 1\njpg {1 << 63} 7 0.jpg\n", "extension offset size name"),
+        pytest.param(f"v1.2 1\njpg {'9' * 5000} 7 0.jpg\n", "extension offset size name", id="5000 digits"),
         ("v1.2 1\ncls 512 1 0.cls\n", "sample 0 needs an image"),
         ("v1.2 1\ncls 512 1 0.cls cls 1536 1 0.cls jpg 2560 7 0.jpg\n", "at most one label"),
         ("v1.2 1\ncls 512 1 1.cls jpg 1536 7 0.jpg\n", "should have members '1.EXTENSION', received '0.jpg'"),
@@ -72,6 +76,33 @@ def test_a_damaged_index_is_refused(tmp_path, text, message):
 def test_a_missing_index_file_is_refused(tmp_path):
     with pytest.raises(ManifestError, match="a.idx does not exist: expected the index"):
         read_index(tmp_path / "a.idx", 1)
+
+
+def test_members_must_lie_within_the_tar(tmp_path):
+    (tmp_path / "a.idx").write_bytes(index_bytes(ROWS))  # the last byte is number 4185
+    assert read_index(tmp_path / "a.idx", 2, tar_bytes=4186).image_size.tolist() == [700, 90]
+    with pytest.raises(ManifestError, match="a.idx is damaged: it points outside its tar, which has 4185 bytes"):
+        read_index(tmp_path / "a.idx", 2, tar_bytes=4185)
+
+
+def test_labels_are_found_in_upper_case_too(tmp_path):
+    (tmp_path / "a.idx").write_text("v1.2 1\nCLS 512 2 0.CLS JPG 1536 7 0.JPG\n")
+    index = read_index(tmp_path / "a.idx", 1)
+    assert (index.label_offset.tolist(), index.label_size.tolist()) == ([512], [2])
+
+
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        (b"0", 0),
+        (b" 12\n", 12),
+        (b"999999999", 999_999_999),
+        *((text, None) for text in (b"", b"-1", b"1.0", b"cat", "\u0663".encode(), b"1" * 10)),
+        pytest.param(b"9" * 5000, None, id="5000 digits"),
+    ],
+)
+def test_a_label_is_a_number_from_0_on(text, label):
+    assert parse_label(text) == label
 
 
 def test_a_png_beside_a_jpeg_is_no_image(tmp_path):

@@ -1,11 +1,15 @@
 """Folders on a disk, in fsspec's memory, and behind a web server: the same functions, the same answers."""
 
 import contextlib
+import errno
+import http.server
+import os
+import socket
 
 import pytest
 
-from pipeline import storage
-from pipeline.locations import Location, SourceError, file_status, join, open_file, read_location
+from pipeline import locations, storage
+from pipeline.locations import Location, SourceError, SourceUnavailable, file_status, join, open_file, read_location
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -71,7 +75,7 @@ def test_what_is_missing_is_one_sentence(folder):
 def test_a_part_that_a_file_does_not_have_is_an_error(folder):
     storage.make_folder(folder)
     storage.write_atomically(join(folder, "a"), b"0123456789")
-    with pytest.raises(SourceError, match="changed while shards were made: expected 5 bytes at 8, read 2"):
+    with pytest.raises(SourceError, match="has changed: expected 5 bytes at 8, read 2"):
         read_location(Location(join(folder, "a"), 8, 5))
 
 
@@ -87,8 +91,97 @@ def test_a_page_that_is_not_there_is_one_sentence(server):
 
 
 def test_an_unknown_kind_of_url_is_one_sentence():
-    with pytest.raises(SourceError, match="gopher://host/a cannot be opened: .*gopher"):
+    with pytest.raises(SourceError, match="gopher://host/a cannot be opened: expected a plain URL of .* https://"):
         read_location(Location("gopher://host/a"))
+
+
+@pytest.mark.parametrize("protocol", ["file", "local"])
+def test_a_local_file_is_given_by_its_path(tmp_path, protocol):
+    (tmp_path / "a").write_bytes(b"secret")
+    for act in (lambda url: read_location(Location(url)), file_status, open_file):
+        with pytest.raises(SourceError, match=f"/a is a local file; give its path itself, without {protocol}://"):
+            act(f"{protocol}://{tmp_path}/a")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "simplecache::file://{}/a",
+        "simplecache::memory://a",
+        "memory://x::file://{}/a",
+        "filecache://::{}/a",
+        "dir://{}::file://",
+        "reference://{}/a",
+        "FILE://{}/a",
+        "data://text/plain,a",
+    ],
+)
+def test_urls_that_lead_elsewhere_are_refused(tmp_path, url):
+    (tmp_path / "a").write_bytes(b"secret")
+    with pytest.raises(SourceError, match="cannot be opened: expected a plain URL"):
+        read_location(Location(url.format(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.EACCES, SourceError),
+        (errno.EISDIR, SourceError),
+        (errno.EIO, SourceUnavailable),
+        (errno.ESTALE, SourceUnavailable),
+        (errno.EMFILE, SourceUnavailable),
+        (errno.ETIMEDOUT, SourceUnavailable),
+    ],
+)
+def test_faults_of_a_disk_are_told_from_those_of_a_file(tmp_path, monkeypatch, code, kind):
+    def fail(*arguments):
+        raise OSError(code, os.strerror(code))
+
+    (tmp_path / "a").write_bytes(b"0123")
+    monkeypatch.setattr(os, "pread", fail)
+    with pytest.raises(SourceError, match=f"a cannot be read.*: {os.strerror(code)}") as caught:
+        read_location(Location(str(tmp_path / "a")))
+    assert caught.type is kind
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "requests"),
+    [
+        (404, SourceError, 1),
+        (403, SourceError, 1),
+        (410, SourceError, 1),
+        (429, SourceUnavailable, 3),
+        (503, SourceUnavailable, 3),
+    ],
+)
+def test_faults_of_a_server_are_told_from_those_of_a_page(monkeypatch, web_server, tmp_path, status, kind, requests):
+    monkeypatch.setattr(locations, "PAUSES", (0, 0))
+    served = []
+
+    def answer(handler):
+        served.append(handler.path)
+        handler.send_error(status)
+
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_GET", answer)
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "do_HEAD", answer)
+    url = f"{web_server(tmp_path)}/a"
+    with pytest.raises(SourceError) as caught:
+        read_location(Location(url))
+    assert (caught.type, len(served)) == (kind, requests)
+    for act in (file_status, open_file):
+        with pytest.raises(SourceError) as caught:
+            act(url)
+        assert caught.type is kind
+
+
+def test_a_server_that_does_not_answer_is_not_a_missing_file(monkeypatch):
+    monkeypatch.setattr(locations, "PAUSES", (0, 0))
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))  # and nobody listens
+        url = f"http://127.0.0.1:{unused.getsockname()[1]}/a"
+        for act in (lambda path: read_location(Location(path)), file_status, open_file):
+            with pytest.raises(SourceUnavailable, match="/a cannot be read at this moment: .*run the same command"):
+                act(url)
 
 
 @pytest.mark.parametrize(

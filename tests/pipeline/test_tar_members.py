@@ -1,7 +1,10 @@
 """The members of a tar: what tarfile lists where a tar is whole, and an error wherever it is not."""
 
+import bz2
+import gzip
 import io
 import itertools
+import lzma
 import os
 import random
 import shutil
@@ -10,7 +13,7 @@ import tarfile
 
 import pytest
 
-from pipeline.tar_members import BLOCK, TarDamage, tar_members
+from pipeline.tar_members import BLOCK, TarCompressed, TarDamage, tar_members
 
 FORMATS = {"ustar": tarfile.USTAR_FORMAT, "gnu": tarfile.GNU_FORMAT, "pax": tarfile.PAX_FORMAT}
 SIZES = (0, 1, 511, 512, 513, 3000)
@@ -200,6 +203,24 @@ def test_links_and_special_files_are_refused(type):
 def test_what_is_no_tar_is_refused(data):
     with pytest.raises(TarDamage):
         members_of(data)
+
+
+@pytest.mark.parametrize(
+    ("compress", "name"), [(gzip.compress, "gzip"), (bz2.compress, "bzip2"), (lzma.compress, "xz"), (None, "zstd")]
+)
+def test_a_compressed_tar_says_what_unpacks_it(compress, name):
+    # The start of a zstd frame as RFC 8878 has it.
+    data = compress(plain_files()) if compress else b"\x28\xb5\x2f\xfd" + bytes(2000)
+    with pytest.raises(TarCompressed, match=f"is compressed with {name}, .* unpack it first: (g|b)?un(zip2?|xz|zstd)$"):
+        members_of(data)
+
+
+def test_thousands_of_headers_for_one_member_are_damage():
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 2
+    many = (header.tobuf(tarfile.GNU_FORMAT) + b"a".ljust(BLOCK, b"\0")) * 3000
+    refuse(many + make_tar([("a.jpg", b"1")]), "is no tar, or its first header is damaged")
+    refuse(make_tar([("a.jpg", b"1")])[: 2 * BLOCK] + many + bytes(2 * BLOCK), "is cut or damaged after byte 1024")
 
 
 def test_an_empty_tar_has_no_members():

@@ -1,5 +1,6 @@
 """What tars in WebDataset format are read as, and what is refused."""
 
+import gzip
 import io
 import json
 import pickle
@@ -135,6 +136,12 @@ def test_a_json_that_is_no_object_becomes_one_column(tmp_path):
     assert items_of(source)[0].columns == {"json": [1, 2]}
 
 
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e400"])
+def test_numbers_that_readers_of_json_cannot_hold_become_null(tmp_path, number):
+    sample = {"__key__": "1", "jpg": b"j", "json": f'{{"score": {number}}}'.encode()}
+    assert items_of(WebDatasetSource(write_tar(tmp_path / "x.tar", sample)))[0].columns == {"score": None}
+
+
 @pytest.mark.parametrize("text", [b"{", b"", b"\xff\xff", b"[" * 100_000])
 def test_a_damaged_json_is_refused_by_name(tmp_path, text):
     path = write_tar(tmp_path / "x.tar", {"__key__": "a/1", "jpg": b"j", "json": text})
@@ -224,7 +231,7 @@ def test_a_label_may_end_its_line(tmp_path):
 
 def test_classes_without_labels_are_refused(tmp_path):
     path = write_tar(tmp_path / "x.tar", {"__key__": "1", "jpg": b"j"})
-    refuse(WebDatasetSource(path, classes=("cat",)), "has no label .cls., but classes were given")
+    refuse(WebDatasetSource(path, classes=("cat",)), "has no label .cls., but --classes was given")
 
 
 def test_a_sample_without_an_image_is_named(tmp_path):
@@ -254,6 +261,19 @@ def test_a_cut_tar_is_named(tmp_path):
     refuse(WebDatasetSource(path), "x.tar goes on at byte")
     path.write_bytes(b"no tar at all")
     refuse(WebDatasetSource(path), "x.tar is no tar")
+
+
+def test_a_compressed_tar_is_told_from_a_damaged_one(tmp_path):
+    path = write_tar(tmp_path / "x.tar", labelled("1", 0))
+    path.write_bytes(gzip.compress(path.read_bytes()))
+    refuse(WebDatasetSource(path), "x.tar is compressed with gzip, .* unpack it first: gunzip$")
+
+
+def test_an_extension_that_would_not_fit_a_shard_is_refused(tmp_path):
+    source = write_files(tmp_path / "x.tar", ("1.jpg", b"x"), (f"1.{'y' * 80}", b"y"))
+    assert len(source.scan()) == 1
+    source = write_files(tmp_path / "x.tar", ("1.jpg", b"x"), (f"1.{'y' * 81}", b"y"))
+    refuse(source, "Sample '1' in .*x.tar has the extension 'yyy.*; expected at most 80 bytes")
 
 
 @pytest.fixture

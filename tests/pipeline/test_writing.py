@@ -15,7 +15,7 @@ from fixtures.shard_sets import encode, items_of
 
 from pipeline.atomic import open_atomically
 from pipeline.image_files import ImageOptions
-from pipeline.locations import Location, SourceError, read_location
+from pipeline.locations import Location, SourceError, SourceUnavailable, read_location
 from pipeline.shard_index import read_index
 from pipeline.sources.base import sample_tar_bytes
 from pipeline.writing import ShardTask, tar_header, write_shard
@@ -128,11 +128,22 @@ def test_a_bad_image_is_named_and_leaves_no_file(tmp_path):
 
 
 def test_a_skipped_sample_is_listed_and_leaves_its_number_unused(items, tmp_path):
-    bad = dataclasses.replace(items[1], image=Location(str(tmp_path / "gone"), 0, 5))
+    (tmp_path / "bad").write_bytes(b"no image")
+    bad = dataclasses.replace(items[1], image=Location(str(tmp_path / "bad"), 0, 8))
     written = write_shard(ShardTask(str(tmp_path), "train", 0, 0, [items[0], bad, items[2]], skip_damaged=True))
-    assert written.skipped == [("1", f"{tmp_path / 'gone'} does not exist")]
+    [(name, reason)] = written.skipped
+    assert name == "1" and reason.startswith("'1' cannot be used: it is not an image")
     assert written.shard.samples == 2
     assert read_index(tmp_path / "train-000000.idx", 2).keys == ("00000000", "00000002")
+
+
+def test_a_file_that_vanished_or_changed_is_never_skipped(items, tmp_path):
+    (tmp_path / "grown").write_bytes(b"123456")
+    for name, message in (("gone", "does not exist"), ("grown", "has changed: expected 5 bytes at 0, read 6")):
+        lost = dataclasses.replace(items[1], image=Location(str(tmp_path / name), 0, 5))
+        with pytest.raises(SourceUnavailable, match=f"{name} {message}; the input changed while shards were made"):
+            write_shard(ShardTask(str(tmp_path), "train", 0, 0, [items[0], lost], skip_damaged=True))
+    assert not list(tmp_path.glob("train*"))
 
 
 def test_the_plan_knows_the_size_of_every_tar(items, tmp_path):

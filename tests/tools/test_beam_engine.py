@@ -17,7 +17,7 @@ from pipeline.image_files import ImageOptions
 from pipeline.locations import Location, SourceError
 from pipeline.sources import FolderSource, Item
 from pipeline.writing import ShardTask
-from tools import beam_engine, sharding, unfinished
+from tools import beam_engine, shard_run, unfinished
 from tools.shard_plan import ShardOptions
 from tools.sharding import make_shards
 
@@ -98,7 +98,7 @@ def test_a_worker_that_does_not_see_the_images_reports_it(tmp_path, skip_damaged
     failure = begin(tmp_path)
     task = task_of(tmp_path, tmp_path / "nowhere" / "a.png", skip_damaged=skip_damaged)
     (tmp_path / ".train.unfinished" / "task-000000.json").write_bytes(beam_engine.task_to_json(task))
-    beam_engine.write_shard_of(("train", 0), str(tmp_path), failure, sharding.library_versions())
+    beam_engine.write_shard_of(("train", 0), str(tmp_path), failure, shard_run.library_versions())
     with pytest.raises(CommandError, match="sees none of the 1 images of its shard, such as .*nowhere/a.png"):
         beam_engine._raise_reported(failure)
     assert not list(tmp_path.glob("train-*"))
@@ -108,7 +108,7 @@ def test_a_worker_with_other_libraries_reports_it(flat_images, tmp_path):
     failure = begin(tmp_path / "out")
     task = task_of(tmp_path / "out", flat_images / "0.png")
     (tmp_path / "out" / ".train.unfinished" / "task-000000.json").write_bytes(beam_engine.task_to_json(task))
-    versions = {**sharding.library_versions(), "Pillow": "1.1"}
+    versions = {**shard_run.library_versions(), "Pillow": "1.1"}
     beam_engine.write_shard_of(("train", 0), str(tmp_path / "out"), failure, versions)
     with pytest.raises(CommandError, match=r"has Pillow \d.*the machine of the command 1.1"):
         beam_engine._raise_reported(failure)
@@ -119,7 +119,7 @@ def test_after_a_failure_no_further_shard_is_begun(flat_images, tmp_path):
     failure = begin(tmp_path / "out")
     task = task_of(tmp_path / "out", flat_images / "0.png")
     (tmp_path / "out" / ".train.unfinished" / "task-000000.json").write_bytes(beam_engine.task_to_json(task))
-    arguments = (("train", 0), str(tmp_path / "out"), failure, sharding.library_versions())
+    arguments = (("train", 0), str(tmp_path / "out"), failure, shard_run.library_versions())
     beam_engine._report(failure, SourceError, "x")
     beam_engine.write_shard_of(*arguments)
     assert not list((tmp_path / "out").glob("train-*"))

@@ -1,7 +1,9 @@
 """Tars that stay as they are: what the index and the manifest say of them, and what cannot be indexed."""
 
 import hashlib
+import io
 import json
+import tarfile
 
 import numpy as np
 import pytest
@@ -106,6 +108,10 @@ def test_a_split_is_not_indexed_twice(folder):
         ({"jpg": image(1), "cls": b"cat"}, "'9.cls' holds 'cat'; expected a label"),
         ({"txt": b"x", "cls": b"1"}, "sample '9' has no image: it has cls, txt"),
         ({"jpg": image(1)}, "9.tar has no labels, and other tars have"),
+        ({"jpg": image(1), "cls": b"9" * 5000}, "'9.cls' holds '99999"),
+        ({"jpg": image(1), "cls": b"1000000"}, "9.tar has the label 1000000; .* expected less than 1000000"),
+        ({"1.jpg": image(1), "2.jpg": image(1), "cls": b"1"}, "no image called 9.jpg .*, but 9.1.jpg, 9.2.jpg"),
+        ({"jpg": image(1), "JPG": image(1)}, "'9' has two files of one kind"),
     ],
 )
 def test_samples_that_cannot_be_used_are_named(folder, sample, message):
@@ -129,6 +135,88 @@ def test_a_cut_tar_is_refused(folder):
         index(folder)
 
 
+def write_members(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_labels_are_found_in_upper_case_too(tmp_path):
+    write_members(tmp_path / "0.tar", [("0.CLS", b"1"), ("0.JPG", image(1)), ("1.Cls", b"3"), ("1.JPG", image(1))])
+    shard_set = index(tmp_path)
+    assert shard_set.classes == ("0", "1", "2", "3")
+    assert read_index(tmp_path / "0.idx", 2).label_size.tolist() == [1, 1]
+    assert list(find_faults(shard_set)) == []
+
+
+def test_files_that_belong_to_no_sample_are_no_faults(tmp_path):
+    write_members(tmp_path / "0.tar", [("README", b"x"), ("0.jpg", image(1)), (".a.jpg", b"x"), ("1.jpg", image(1))])
+    shard_set = index(tmp_path)
+    assert shard_set.split("train").samples == 2
+    assert list(find_faults(shard_set)) == []
+
+
+@pytest.mark.parametrize("name", ["a.idx", "a", "a.TAR", ".a.tar"])
+def test_tars_of_other_names_are_refused(folder, name):
+    (folder / "x-0.tar").rename(folder / name)
+    before = (folder / name).read_bytes()
+    with pytest.raises(CommandError, match=f"end in .tar and begin with no dot, received '{name}'"):
+        index(folder / name)
+    assert (folder / name).read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("x-1.idx", "x-1.idx exists and is no index of x-1.tar; move it away"),
+        ("_info.json", "_info.json exists and is not of a shard set; move it away"),
+        ("train.wids.json", "train.wids.json exists and is not of a shard set; move it away"),
+    ],
+)
+def test_files_of_others_are_not_replaced(folder, name, message):
+    (folder / name).write_text('{"mine": 1}')
+    with pytest.raises(CommandError, match=message):
+        index(folder)
+    assert (folder / name).read_text() == '{"mine": 1}'
+    assert sorted(path.name for path in folder.iterdir()) == sorted([name, "x-0.tar", "x-1.tar"])
+
+
+def test_a_run_that_was_killed_before_its_manifest_is_begun_anew(folder):
+    index(folder)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (folder / "manifest.json").unlink()
+    others = [".a.idx.123.tmp", ".x-0.tar.123.tmp", ".x-0.idx.tmp"]
+    for name in [".x-0.idx.123.tmp", ".manifest.json.4.tmp", "._info.json.5.tmp", ".train.wids.json.6.tmp", *others]:
+        (folder / name).write_bytes(b"")
+    index(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == {**before, **dict.fromkeys(others, b"")}
+
+
+def test_an_index_of_dali_may_be_replaced(folder):
+    (folder / "x-0.idx").write_text("v1.1 2\njpg 512 9\njpg 2048 9\n")
+    assert list(find_faults(index(folder))) == []
+
+
+def test_a_tar_is_in_one_split_only(folder):
+    index(folder / "x-0.tar")
+    with pytest.raises(CommandError, match="x-0.tar is in the split 'train' of .* already"):
+        index(folder, split="val")
+
+
+def test_labelled_tars_do_not_join_unlabelled_splits(folder):
+    write_tar(folder / "0.tar", [{"__key__": "1", "jpg": image(1)}])
+    index(folder / "0.tar")
+    with pytest.raises(CommandError, match="the tars have labels .*, and the splits of .* have no classes"):
+        index(folder / "x-*.tar", split="val")
+
+
+def test_class_names_must_differ(folder):
+    with pytest.raises(CommandError, match="--classes name 'a' twice"):
+        index(folder, classes=("a", "b", "a"))
+
+
 def test_too_few_class_names_are_refused(folder):
     with pytest.raises(CommandError, match="labels up to 2, and there are 2 classes"):
         index(folder, classes=("a", "b"))
@@ -145,7 +233,8 @@ def test_the_command_indexes(folder, capsys):
     [
         (["--source=folder", "--in_place"], "--in_place is for --source=webdataset"),
         (["--source=webdataset", "--in_place", "--output=x"], "leave --output out"),
-        (["--source=webdataset", "--in_place", "--seed=1"], "of the options for tars and images, only --split fits"),
+        (["--source=webdataset", "--in_place", "--on_error=skip"], "leave --on_error out"),
+        (["--source=webdataset", "--in_place", "--seed=1"], "leave options for tars and images out"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(folder, arguments, message, capsys):

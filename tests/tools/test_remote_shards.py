@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import socket
 import tarfile
 
 import pytest
 
-from pipeline.locations import Location, join, read_location
+from pipeline import locations, writing
+from pipeline.locations import Location, SourceUnavailable, join, read_location
 from pipeline.manifest import load_manifest
 from pipeline.sources import FolderSource, ListSource, SourceError, WebDatasetSource
 from pipeline.storage import list_names, write_atomically
@@ -98,3 +100,25 @@ def test_addresses_that_do_not_answer_are_skipped_and_named(images, tmp_path, we
     report = json.loads((tmp_path / "out" / "report.json").read_bytes())["splits"]["train"]
     expected = {"name": f"{server}/cat/gone.jpg", "reason": f"{server}/cat/gone.jpg does not exist"}
     assert report["skipped"] == {"count": 1, "samples": [expected]}
+
+
+@pytest.fixture
+def dead_server(monkeypatch):
+    """Address at which nobody answers; asked only once."""
+    monkeypatch.setattr(locations, "PAUSES", ())
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def test_a_server_that_is_gone_is_skipped_but_not_a_network_that_is(
+    images, tmp_path, web_server, dead_server, monkeypatch
+):
+    server = web_server(images)
+    lines = [{"url": f"{server}/cat/4.jpg"}, *({"url": f"{dead_server}/{i}.jpg"} for i in range(4))]
+    (tmp_path / "list.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    source = ListSource(tmp_path / "list.jsonl")
+    assert make(source, tmp_path / "out", ShardOptions(), on_error="skip").split("train").samples == 1
+    monkeypatch.setattr(writing, "MAX_SILENT", 1)
+    with pytest.raises(SourceUnavailable, match="cannot be read at this moment"):
+        make(source, tmp_path / "other", ShardOptions(), on_error="skip")

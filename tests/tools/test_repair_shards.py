@@ -34,7 +34,8 @@ def contents(root):
 def repair(root, images):
     """Faults that are left, and the lines that were said."""
     lines = []
-    return repair_shards(root, lambda split: {split: FolderSource(images)}, log=lines.append), lines
+    _, left = repair_shards(root, lambda split: {split: FolderSource(images)}, log=lines.append)
+    return left, lines
 
 
 def cut_in_a_header(data, index):
@@ -106,7 +107,7 @@ def test_every_missing_file_is_named_and_written_again(shards, images, name):
 def test_an_index_is_mended_without_the_source(shards):
     before = contents(shards)
     (shards / "train-000000.idx").write_bytes(b"v1.2 0\n")
-    assert repair_shards(shards, lambda split: pytest.fail("the source was asked for"), log=str) == []
+    assert repair_shards(shards, lambda split: pytest.fail("the source was asked for"), log=str)[1] == []
     assert contents(shards) == before
 
 
@@ -115,7 +116,7 @@ def test_only_what_is_broken_is_written(shards, images):
     times = {path.name: path.stat().st_mtime_ns for path in shards.iterdir()}
     repair(shards, images)
     changed = {p.name for p in shards.iterdir() if p.is_file() and p.stat().st_mtime_ns != times.get(p.name)}
-    assert changed == {"train-000001.tar", "train-000001.idx"}
+    assert changed == {"train-000001.tar"}
 
 
 def stale_manifest(shards, change):
@@ -143,7 +144,7 @@ def test_a_stale_manifest_is_named_and_mended(shards, images, change):
     stale_manifest(shards, change)
     left, lines = repair(shards, images)
     assert left == []
-    assert "manifest.json: mended, it did not agree with the source" in lines
+    assert "manifest.json: mended, it did not agree with the source and the tars" in lines
     assert contents(shards) == before
 
 
@@ -170,6 +171,45 @@ def test_another_source_is_refused_and_nothing_changes(shards, images):
     (images / "cat" / "1.JPEG").unlink()
     before = contents(shards)
     with pytest.raises(CommandError, match="--input is not what split 'train' was made of"):
+        repair(shards, images)
+    assert contents(shards) == before
+
+
+def zeros(path):
+    path.write_bytes(bytes(path.stat().st_size))
+
+
+def other_pixels(path):
+    data = path.read_bytes()
+    path.write_bytes(data[:-20] + bytes([data[-20] ^ 1]) + data[-19:])
+
+
+@pytest.mark.parametrize("damage", [zeros, other_pixels])
+def test_a_source_that_was_damaged_since_never_replaces_a_shard_or_the_manifest(shards, images, damage):
+    damage(images / "cat" / "4.jpg")  # of the same size, which the fingerprint does not see
+    for tar in shards.glob("train-*.tar"):
+        tar.write_bytes(tar.read_bytes()[:-10240])
+    before = contents(shards)
+    with pytest.raises(CommandError, match="comes out neither as manifest.json lists it nor as it lies there"):
+        repair(shards, images)
+    assert contents(shards) == before
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("shard_mb", 0.01, "comes out neither as manifest.json lists it"),
+        ("seed", "x", "the manifest's options of a split are damaged: TypeError"),
+        ("quality", 1000, "the manifest's options of a split are damaged: ValueError.*--quality"),
+        ("split", "other", "has the options of 'other'"),
+        ("source_fingerprint", None, "--input is not what split 'train' was made of"),
+    ],
+)
+def test_options_that_were_edited_are_refused(shards, images, name, value, message):
+    stale_manifest(shards, lambda split: split["options"].update({name: value}))
+    (shards / "train-000001.tar").unlink()
+    before = contents(shards)
+    with pytest.raises(CommandError, match=message):
         repair(shards, images)
     assert contents(shards) == before
 

@@ -1,13 +1,16 @@
 """The flags that name a source and its options: each mistake is one sentence, before anything is written."""
 
 import csv
+import dataclasses
 
 import pytest
 from fixtures.commands import run_command
 
+from keras_mae.commandline import CommandError
 from pipeline.image_files import ImageOptions
 from pipeline.manifest import load_manifest
 from tools import make_shards
+from tools.shard_flags import PATH_FLAGS, SourceChoice
 from tools.shard_plan import ShardOptions
 
 
@@ -26,6 +29,8 @@ from tools.shard_plan import ShardOptions
             ["--source=imagenet", "--train_tar=x", "--val_tar=y", "--devkit=z", "--val_fraction=.1"],
             "--val_fraction makes a split of its own",
         ),
+        (["--source=imagenet", "--train_tar=x", "--split=a"], "leave --split out"),
+        (["--input=x", "--val_split=a"], "--val_split names the split that --val_fraction makes"),
         (["--source=list", "--input=x.csv", "--member=png"], "--member must be EXTENSION:COLUMN"),
         (["--source=list", "--input=x.csv", "--classes=nowhere.txt"], "nowhere.txt does not exist"),
         (["--input=x", "--quality=101"], "--quality must be a whole number from 1 to 100, received 101"),
@@ -49,6 +54,33 @@ def test_repeated_class_names_are_refused(tmp_path, capsys):
     arguments = ("--source=webdataset", "--input=x", f"--classes={tmp_path / 'classes.txt'}", "--output=y")
     assert run_command(make_shards, *arguments) == 1
     assert "must hold one class name a line, each once" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("\ufeffcrane\r\nmaillot\r\n", ("crane", "maillot")),
+        ("crane\n\nma\u2028illot\x0b \x85x", ("crane", "ma\u2028illot\x0b \x85x")),
+    ],
+)
+def test_class_names_are_the_lines_of_a_file(tmp_path, text, names):
+    (tmp_path / "classes.txt").write_bytes(text.encode())
+    assert SourceChoice(classes=str(tmp_path / "classes.txt")).read_classes() == names
+
+
+def test_class_names_in_another_encoding_are_refused(tmp_path):
+    (tmp_path / "classes.txt").write_bytes(b"caf\xe9\n")
+    with pytest.raises(CommandError, match="classes.txt is not UTF-8 .*at byte 3.*; save the file as UTF-8"):
+        SourceChoice(classes=str(tmp_path / "classes.txt")).read_classes()
+
+
+def test_a_tilde_stands_for_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    names = [field.name for field in dataclasses.fields(SourceChoice) if field.name not in ("source", "member")]
+    choice = SourceChoice(**dict.fromkeys(names, "~/x"))
+    assert {name for name in names if getattr(choice, name) == "/home/me/x"} == set(PATH_FLAGS)
+    assert set(names) - set(PATH_FLAGS) == {"image_column", "label_column"}
+    assert SourceChoice(input="a/~/x").input == "a/~/x"
 
 
 def test_every_flag_of_a_list_arrives(images, tmp_path):

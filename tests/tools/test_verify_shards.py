@@ -1,13 +1,19 @@
 """verify_shards finds each kind of damage and names the file."""
 
 import dataclasses
+import errno
 import hashlib
+import io
+import os
 
+import numpy as np
 import pytest
+from fixtures.shard_sets import encode, write_shard_set
 
 from pipeline.manifest import ManifestError, load_manifest, write_manifest
 from pipeline.shard_index import read_index
 from pipeline.sources import FolderSource
+from tools.shard_faults import find_faults
 from tools.shard_plan import ShardOptions
 from tools.sharding import make_shards
 from tools.verify_shards import verify_shards
@@ -126,6 +132,47 @@ def test_a_sidecar_that_differs_or_is_missing_is_found(shards, capsys):
         2,
         ["train.wids.json is missing", "_info.json: differs from manifest.json", "2 faults"],
     )
+
+
+@pytest.mark.parametrize("name", ["train-000000.tar", "train-000000.idx", "_info.json"])
+def test_a_file_that_cannot_be_read_is_one_fault_among_others(shards, name, monkeypatch, capsys):
+    (shards / "train-000001.tar").unlink()
+    opened = os.open
+
+    def refuse(path, *arguments, **options):
+        if os.fspath(path).endswith(name):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr("os.open", refuse)  # permissions do not bind root
+    monkeypatch.setattr("builtins.open", lambda path, mode="r": io.FileIO(path, mode, opener=refuse))
+    faults, lines = output_of(shards, capsys)
+    assert faults == 2
+    assert any(line.startswith(f"{name}: ") and line.endswith("cannot be read: Permission denied") for line in lines)
+    assert any(line.startswith("train-000001.tar is listed in manifest.json but missing") for line in lines)
+
+
+def test_a_tar_that_vanishes_meanwhile_is_one_fault(shards, monkeypatch, capsys):
+    monkeypatch.setattr("tools.shard_faults.sha256_of", lambda path: os.unlink(path) or "")
+    faults, lines = output_of(shards, capsys)
+    assert faults == 2
+    assert [line.endswith(f"train-00000{i}.tar does not exist") for i, line in enumerate(lines[:2])] == [True, True]
+
+
+def test_a_label_of_thousands_of_digits_is_a_fault(tmp_path, capsys):
+    write_shard_set(
+        tmp_path, [encode(np.zeros((2, 2), np.uint8))], shard_samples=[1], labels=["9" * 5000], classes=("a",)
+    )
+    faults, lines = output_of(tmp_path, capsys)
+    expected = "train-000000.tar: sample 00000000 has label b'99999999999999999999', expected an integer from 0 to 0"
+    assert (faults, lines[0]) == (3, expected)  # the sidecars are missing, too
+
+
+def test_unlisted_shards_of_any_number_are_known_by_their_split(shards):
+    for name in ("train-1234567.tar", "val-000000.tar", "train-1.tar"):
+        (shards / name).write_bytes(b"")
+    splits = {fault.text.split(":")[0]: fault.split for fault in find_faults(load_manifest(shards))}
+    assert splits == {"train-1234567.tar": "train", "val-000000.tar": None, "train-1.tar": None}
 
 
 def test_only_deep_finds_damaged_pixels(shards, capsys):
