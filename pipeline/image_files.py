@@ -162,7 +162,7 @@ def prepare_image(data: bytes, options: ImageOptions, name: str = "") -> StoredI
     if may_be_kept and options.encoder == "keep" and not is_shrunk:
         if options.check == "decode":
             with _pillow("it cannot be decoded"):
-                _load(data, header.format)
+                _decode_to_check(data, header.format)
         return StoredImage(data, _EXTENSION_OF[header.format], notes)
     encoded, format = _encode_anew(data, header, options, is_turned, is_shrunk)
     if options.skip_if_smaller and may_be_kept and len(data) < len(encoded):
@@ -226,6 +226,15 @@ def _pillow(failure: str, unknown: str = "it cannot be decoded (Pillow does not 
         raise ValueError(f"it is too large ({error})") from None
     except Exception as error:
         raise ValueError(f"{failure} ({error})") from None
+
+
+def _decode_to_check(data: bytes, format: str) -> None:
+    # All coded data are decoded. Of a JPEG, pixels are made of the grey part alone and at an eighth of its size:
+    # nothing can fail after the coefficients are there, and this takes two thirds of the time.
+    image = Image.open(io.BytesIO(data), formats=(format.upper(),))
+    if format == "jpeg":
+        image.draft("L", (1, 1))
+    image.load()
 
 
 def _load(data: bytes, format: str) -> Image.Image:

@@ -37,7 +37,16 @@ def started(words: Sequence[str]) -> Iterator[subprocess.Popen]:
 
     If the block raises instead, Ctrl-C included, all processes of the group are killed.
     """
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    # As where a command is used every day: its modules have been compiled before.
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    process = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
     try:
         yield process
     except BaseException:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import random
 import struct
 import zlib
 
@@ -545,6 +546,7 @@ def test_an_image_is_decoded_once(monkeypatch):
     assert len(loads) == 1
     prepare_image(JPEG, KEEP)
     assert len(loads) == 1
+    monkeypatch.setattr(image_files, "_decode_to_check", lambda *args: loads.append(1))
     prepare_image(JPEG, ImageOptions(check="decode"))
     assert len(loads) == 2
 
@@ -589,3 +591,23 @@ def test_every_note_is_explained_and_every_explanation_is_used():
         prepare_image(JPEG, ImageOptions(encoder="jpeg", quality=100, skip_if_smaller=True)),
     ]
     assert {note for image in stored for note in image.notes} == set(NOTES)
+
+
+def test_the_check_refuses_exactly_the_jpegs_that_a_full_decode_refuses():
+    rng = random.Random(0)
+    seen = set()
+    for options in ({}, {"progressive": True}, {"subsampling": 0}, {"restart_marker_blocks": 2}):
+        whole = saved(Image.fromarray(RANDOM.integers(0, 255, (40, 50, 3), dtype=np.uint8)), "JPEG", **options)
+        for _ in range(100):
+            data, place = bytearray(whole), rng.randrange(20, len(whole))
+            data[place : rng.choice((place + rng.randrange(3), len(data)))] = rng.randbytes(rng.randrange(8))
+            outcomes = []
+            for decode in (image_files._load, image_files._decode_to_check):
+                try:
+                    decode(bytes(data), "jpeg")
+                    outcomes.append("read")
+                except Exception as error:
+                    outcomes.append(type(error))
+            assert outcomes[0] == outcomes[1]
+            seen.add(outcomes[0])
+    assert len(seen) >= 2
