@@ -82,7 +82,7 @@ class ShardRun:
             self._write_rest(plans, written, engine)
             shard_set = self._finish(plans, written, existing, classes, time.monotonic() - start)
         except BaseException as error:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):  # what ended the run is said, not what followed from it
                 for split in begun:
                     unfinished.tidy(self.root, split)
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
