@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO
 
@@ -125,7 +126,8 @@ class ListFile:
     def _open(self) -> BinaryIO:
         if self._suffix != PARQUET_SUFFIX and not is_url(self.file):
             return open_file(self.file)
-        self._unpacked = tempfile.TemporaryFile()
+        self._unpacked = tempfile.TemporaryFile()  # without a name: it is gone with the process, however that ends
+        weakref.finalize(self, self._unpacked.close)
         with open_file(self.file) as file, named_errors(self.file):
             if self._suffix == PARQUET_SUFFIX:
                 _unpack_parquet(self.file, file, self._unpacked)
