@@ -14,7 +14,7 @@ import keras_mae
 from keras_mae.commandline import CommandError
 from pipeline import storage
 from pipeline.locations import SourceError, SourceUnavailable, join
-from pipeline.manifest import MANIFEST_NAME, ShardSet, Split, file_faults, write_manifest
+from pipeline.manifest import MANIFEST_NAME, Shard, ShardSet, Split, file_faults, write_manifest
 from pipeline.sidecars import sidecar_files
 from pipeline.sources import Source
 from pipeline.writing import ShardTask, WrittenShard
@@ -79,8 +79,10 @@ class ShardRun:
             if written:
                 total = sum(len(plan.ranges) for plan in plans)
                 self.log(f"going on with an unfinished run: {len(written)} of {total} shards are whole")
+            before = set(written)
             self._write_rest(plans, written, engine)
-            shard_set = self._finish(plans, written, existing, classes, time.monotonic() - start)
+            new = [shard.shard for place, shard in written.items() if place not in before]
+            shard_set = self._finish(plans, written, existing, classes, _rates(new, time.monotonic() - start))
         except BaseException as error:
             with contextlib.suppress(OSError, ValueError):  # what ended the run is said, not what followed from it
                 for split in begun:
@@ -150,7 +152,7 @@ class ShardRun:
         written: dict[tuple[str, int], WrittenShard],
         existing: ShardSet | None,
         classes: tuple[str, ...] | None,
-        seconds: float,
+        times: dict[str, float],
     ) -> ShardSet:
         # The manifest last: while it does not list a split, the split does not exist.
         self._check_arrived(list(written.values()))
@@ -166,13 +168,20 @@ class ShardRun:
                 )
             tars = tuple(shard.shard for shard in shards)
             splits[plan.split] = Split(plan.split, samples, tars, self.recorded, library_versions())
-            reports[plan.split] = split_report(shards, {"seconds_of_last_run": round(seconds, 3)})
+            reports[plan.split] = split_report(shards, {"last_run": times})
         shard_set = ShardSet(self.root, classes, splits)
         write_report(self.root, reports)
         for name, data in sidecar_files(shard_set).items():
             storage.write_atomically(join(self.root, name), data)
         write_manifest(shard_set)
         return shard_set
+
+
+def _rates(written: Sequence[Shard], seconds: float) -> dict[str, float]:
+    # Of all splits together, which are written at the same time.
+    images, megabytes = sum(shard.samples for shard in written), sum(shard.bytes for shard in written) / 1e6
+    rates = {"images_per_second": images / seconds, "megabytes_per_second": megabytes / seconds}
+    return {"seconds": round(seconds, 3), "images": images, **{name: round(rate, 1) for name, rate in rates.items()}}
 
 
 def library_versions() -> dict[str, str]:

@@ -14,11 +14,7 @@ import numpy as np
 from keras_mae.commandline import CommandError
 from pipeline import storage
 from pipeline.locations import is_url, join
-from pipeline.manifest import (
-    MANIFEST_NAME,
-    ShardSet,
-    load_manifest,
-)
+from pipeline.manifest import MANIFEST_NAME, ShardSet, load_manifest
 from pipeline.sources import Listing, Source
 from pipeline.writing import ShardTask, WrittenShard
 from tools import unfinished, worker_pool

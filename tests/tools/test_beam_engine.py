@@ -39,7 +39,7 @@ def contents(root):
     files = {path.name: path.read_bytes() for path in root.iterdir() if path.name != "report.json"}
     report = json.loads((root / "report.json").read_bytes())
     for split in report["splits"].values():
-        del split["seconds_of_last_run"]
+        del split["last_run"]
     return files, report
 
 

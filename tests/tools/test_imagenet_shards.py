@@ -133,7 +133,7 @@ def contents(output):
     files = {path.name: path.read_bytes() for path in output.iterdir() if path.is_file()}
     report = json.loads(files["report.json"])
     for split in report["splits"].values():
-        del split["seconds_of_last_run"]
+        del split["last_run"]
     return files | {"report.json": report}
 
 

@@ -479,3 +479,11 @@ def test_workers_that_write_elsewhere_are_noticed(images, tmp_path):
 def test_a_web_server_cannot_be_written(images):
     with pytest.raises(CommandError, match="is on a web server, which cannot be written"):
         make(images, "https://example.org/shards")
+
+
+def test_the_report_tells_the_rates_of_the_last_run_alone(images, tmp_path, monkeypatch):
+    begin(images, tmp_path / "out", monkeypatch)
+    shards = make(images, tmp_path / "out").splits["train"].shards
+    last_run = json.loads((tmp_path / "out" / "report.json").read_bytes())["splits"]["train"]["last_run"]
+    assert last_run["images"] == sum(shard.samples for shard in shards[1:]) > 0
+    assert last_run["seconds"] >= 0 and last_run["images_per_second"] > 0 and last_run["megabytes_per_second"] > 0
