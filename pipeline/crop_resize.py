@@ -16,11 +16,15 @@ import math
 import numpy as np
 
 from pipeline.compiled import compiled
+from pipeline.compiled_words import read_word, write_word
 
 CROP_TRIES = 10
 LOG_RATIO = math.log(4 / 3)  # aspect ratios are log-uniform from 3/4 to 4/3
-# Bytes of a row of the tile in which crops are transposed: 64 RGB pixels, or 192 grey ones. Constant, for compilers.
+# Bytes of a row of the tile in which crops are transposed: 64 RGB pixels, or 192 grey ones.
 TILE = 192
+# From one row of the tile to the next: with room for a word's last byte, and no power of 2 among its divisors above 8,
+# or rows would push each other out of the processor's cache.
+_TILE_ROW = TILE + 8
 _BITS = 22
 _HALF = 1 << (_BITS - 1)
 _SUPPORT = 2.0  # of the bicubic filter, in pixels of the smaller image
@@ -102,12 +106,22 @@ def _weights(in_size, out_size):
 
 
 @compiled
-def _sum_rows(rows, weights_of, sums, out):
-    # out[y] = the weighted sum of rows, rounded and clipped to 8 bits.
+def _sum_rows(rows, columns, weights_of, out):
+    # out[y, :columns] = the weighted sum of rows, rounded and clipped to 8 bits. Four rows at a time, so that sums are
+    # read and written less often.
     first, count, weights = weights_of
+    sums = np.empty(columns, np.int32)
     for y in range(out.shape[0]):
         sums[:] = _HALF
-        for tap in range(count[y]):
+        fours = count[y] // 4
+        for four in range(fours):
+            tap = 4 * four
+            row = first[y] + tap
+            w0, w1, w2, w3 = weights[y, tap], weights[y, tap + 1], weights[y, tap + 2], weights[y, tap + 3]
+            r0, r1, r2, r3 = rows[row], rows[row + 1], rows[row + 2], rows[row + 3]
+            for x in range(sums.shape[0]):
+                sums[x] += w0 * np.int32(r0[x]) + w1 * np.int32(r1[x]) + w2 * np.int32(r2[x]) + w3 * np.int32(r3[x])
+        for tap in range(4 * fours, count[y]):
             weight, row = weights[y, tap], rows[first[y] + tap]
             for x in range(sums.shape[0]):
                 sums[x] += weight * np.int32(row[x])
@@ -123,61 +137,38 @@ def _resize_columns(pixels, width, channels, weights_of, flip, tile, resized, ou
     for begin in range(0, pixels.shape[0], TILE // channels):
         rows = min(TILE // channels, pixels.shape[0] - begin)
         _put_rows(pixels[begin : begin + rows], width, channels, tile)
-        _sum_tile(tile, weights_of, resized)
+        _sum_rows(tile, TILE, weights_of, resized)
         _take_rows(resized, channels, flip, out[begin : begin + rows])
 
 
 @compiled
-def _sum_tile(tile, weights_of, out):
-    # `_sum_rows` for rows of TILE bytes.
-    first, count, weights = weights_of
-    sums = np.empty(TILE, np.int32)
-    for y in range(out.shape[0]):
-        for x in range(TILE):
-            sums[x] = _HALF
-        for tap in range(count[y]):
-            weight, row = weights[y, tap], tile[first[y] + tap]
-            for x in range(TILE):
-                sums[x] += weight * np.int32(row[x])
-        target = out[y]
-        for x in range(TILE):
-            target[x] = min(max(sums[x] >> _BITS, 0), 255)
-
-
-@compiled
 def _put_rows(pixels, width, channels, tile):
-    # Transposes rows of pixels. RGB has a loop of its own, in which nothing is left to find out at run time.
-    for y in range(pixels.shape[0]):
-        row = pixels[y]
-        if channels == 3:
-            for x in range(width):
-                target = tile[x]
-                target[3 * y] = row[3 * x]
-                target[3 * y + 1] = row[3 * x + 1]
-                target[3 * y + 2] = row[3 * x + 2]
-        else:
-            for x in range(width):
-                for channel in range(channels):
-                    tile[x, y * channels + channel] = row[x * channels + channel]
+    # Transposes rows of pixels. RGB goes by words: the fourth byte is overwritten by the next pixel of the tile.
+    rows = pixels.shape[0]
+    if channels == 3:
+        for x in range(width - 1):
+            for y in range(rows):
+                write_word(tile, x * tile.strides[0] + 3 * y, read_word(pixels, y * pixels.strides[0] + 3 * x))
+    for x in range(width - 1 if channels == 3 else 0, width):
+        for y in range(rows):
+            for channel in range(channels):
+                tile[x, y * channels + channel] = pixels[y, x * channels + channel]
 
 
 @compiled
 def _take_rows(tile, channels, flip, pixels):
     # The inverse of `_put_rows`, with left and right exchanged or not.
-    width = tile.shape[0]
-    for y in range(pixels.shape[0]):
-        row = pixels[y]
-        if channels == 3:
-            for x in range(width):
-                source, place = tile[x], 3 * ((width - 1 - x) if flip else x)
-                row[place] = source[3 * y]
-                row[place + 1] = source[3 * y + 1]
-                row[place + 2] = source[3 * y + 2]
-        else:
-            for x in range(width):
-                place = ((width - 1 - x) if flip else x) * channels
-                for channel in range(channels):
-                    row[place + channel] = tile[x, y * channels + channel]
+    rows, width = pixels.shape[0], tile.shape[0]
+    if channels == 3:
+        for place in range(width - 1):
+            x = width - 1 - place if flip else place
+            for y in range(rows):
+                write_word(pixels, y * pixels.strides[0] + 3 * place, read_word(tile, x * tile.strides[0] + 3 * y))
+    for place in range(width - 1 if channels == 3 else 0, width):
+        x = width - 1 - place if flip else place
+        for y in range(rows):
+            for channel in range(channels):
+                pixels[y, place * channels + channel] = tile[x, y * channels + channel]
 
 
 @compiled
@@ -188,7 +179,7 @@ def _part(workspace, begin, rows, columns):
 @compiled
 def workspace_bytes(height, width, channels, out_height, out_width):
     """Bytes that `crop_resize` needs for a box of (height, width) at most."""
-    return channels * max(height * out_width, out_height * width) + TILE * (width + out_width)
+    return channels * max(height * out_width, out_height * width) + _TILE_ROW * (width + out_width)
 
 
 @compiled
@@ -208,17 +199,17 @@ def crop_resize(image, box, flip, workspace, out):
     crop = crop[top : top + height, left * channels : (left + width) * channels]
     vertical, horizontal = _weights(height, out_height), _weights(width, out_width)
     out_rows = out.reshape(out_height, out_width * channels)
-    tile = _part(workspace, 0, width, TILE)
-    resized = _part(workspace, tile.size, out_width, TILE)
+    tile = _part(workspace, 0, width, _TILE_ROW)
+    resized = _part(workspace, tile.size, out_width, _TILE_ROW)
     rest = tile.size + resized.size
     if height > out_height and height - out_height > 2 * (width - out_width):
         shrunk = _part(workspace, rest, out_height, width * channels)
-        _sum_rows(crop, vertical, np.empty(width * channels, np.int32), shrunk)
+        _sum_rows(crop, width * channels, vertical, shrunk)
         _resize_columns(shrunk, width, channels, horizontal, flip, tile, resized, out_rows)
     else:
         narrow = _part(workspace, rest, height, out_width * channels)
         _resize_columns(crop, width, channels, horizontal, flip, tile, resized, narrow)
-        _sum_rows(narrow, vertical, np.empty(out_width * channels, np.int32), out_rows)
+        _sum_rows(narrow, out_width * channels, vertical, out_rows)
 
 
 def resize(image: np.ndarray, size: tuple[int, int], *, box=None, flip: bool = False) -> np.ndarray:

@@ -17,13 +17,12 @@ import numpy as np
 from pipeline.host_decode import DecodeError
 from pipeline.host_draws import draw_rows, sample_seeds
 from pipeline.philox import purpose_tag
+from pipeline.recycled_memory import RecycledMemory
 from pipeline.stats import CorruptSampleError, ReadingStats
 from pipeline.stream_reader import Rows
 
 # Samples of a task: with fewer, handing over tasks costs time; with more, threads wait for each other.
 GROUP_SAMPLES = 8
-# TensorFlow takes arrays that begin at a multiple of this without copying them.
-_ALIGNMENT = 64
 
 
 class Batch(NamedTuple):
@@ -71,6 +70,7 @@ class BatchMaker:
         self._noise = noise
         self._stats = stats
         self._num_threads = num_threads
+        self._memory = RecycledMemory()
 
     def batches(self, plan: Generator[list[Rows]], batch_size: int) -> Iterator[Batch]:
         """One batch for each list of rows in `plan`, in its order; filled up to `batch_size` at weight 0.
@@ -102,7 +102,7 @@ class BatchMaker:
             part = slice(row, row := row + end - begin)
             index[part], labels[part], epoch[part] = block.index[begin:end], block.label[begin:end], block.epoch
         seeds = sample_seeds(self._seed, epoch, index)
-        images = _aligned_empty((batch_size, *self._image_shape))
+        images = self._memory.array((batch_size, *self._image_shape))
         features = {"image": images, "index": index}
         features |= {name: np.empty((batch_size, count), np.float32) for name, count in self._noise.items()}
         weights = np.zeros(batch_size, np.float32)
@@ -149,10 +149,3 @@ class BatchMaker:
             for column in columns:
                 column[row] = column[nearest]
         return batch
-
-
-def _aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-    size = int(np.prod(shape))
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    begin = -memory.ctypes.data % _ALIGNMENT
-    return memory[begin : begin + size].reshape(shape)
