@@ -5,8 +5,9 @@ notation `rand-m9-mstd0.5-inc1`: so many ops, drawn with replacement from 15 who
 each is then left out with probability 1/2, and its level is normal around the magnitude, clipped to 0 .. 10.
 Colour jitter is torchvision's.
 
-This module chooses only. A choice is (name of an op, argument), and two modules carry it out: `augment_host`
-with Pillow and NumPy, `augment_graph` with TensorFlow ops. Arguments, by op:
+This module chooses only, in code compiled by Numba, which holds Python's lock for a few microseconds at most. A choice
+is (name of an op, argument), and two modules carry it out: `augment_host` compiled, too, `augment_graph` with
+TensorFlow ops. Arguments, by op:
 
     AutoContrast, Equalize, Invert          none
     Rotate                                  degrees, counterclockwise
@@ -21,9 +22,11 @@ with Pillow and NumPy, `augment_graph` with TensorFlow ops. Arguments, by op:
 
 import re
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+
+from pipeline.compiled import compiled
+from pipeline.compiled_normal import normal_quantile
 
 # Colours of pixels that come from outside the image, by number of channels: ImageNet's mean, and the grey of it
 FILL = {1: (117,), 3: (124, 116, 104)}
@@ -59,12 +62,12 @@ class LeveledOp:
 
     def argument(self, level: float, negative: bool) -> float | None:
         """The argument at a level 0 .. 10; None for an op that takes none."""
+        return self._as_given(_leveled_argument(self.base, self.span, self.signed, self.whole, level, negative))
+
+    def _as_given(self, argument: float) -> float | None:
         if not self.span:
             return None
-        change = level / TOP_LEVEL * self.span
-        if self.whole:
-            change = int(change)
-        return self.base - change if self.signed and negative else self.base + change
+        return int(argument) if self.whole else argument
 
 
 RAND_AUGMENT_OPS = (
@@ -72,9 +75,9 @@ RAND_AUGMENT_OPS = (
     LeveledOp("Equalize"),
     LeveledOp("Invert"),
     LeveledOp("Rotate", span=30.0, signed=True),
-    LeveledOp("Posterize", base=4, span=-4.0, whole=True),
-    LeveledOp("Solarize", base=256, span=-256.0, whole=True),
-    LeveledOp("SolarizeAdd", base=0, span=110.0, whole=True),
+    LeveledOp("Posterize", base=4.0, span=-4.0, whole=True),
+    LeveledOp("Solarize", base=256.0, span=-256.0, whole=True),
+    LeveledOp("SolarizeAdd", span=110.0, whole=True),
     LeveledOp("Color", base=1.0, span=0.9, signed=True),
     LeveledOp("Contrast", base=1.0, span=0.9, signed=True),
     LeveledOp("Brightness", base=1.0, span=0.9, signed=True),
@@ -84,6 +87,11 @@ RAND_AUGMENT_OPS = (
     LeveledOp("TranslateX", span=0.45, signed=True),
     LeveledOp("TranslateY", span=0.45, signed=True),
 )
+# Compiled code knows ops by number: RandAugment's in the order above, then what jitter has beside them.
+OP_NUMBERS = {name: number for number, name in enumerate([*(op.name for op in RAND_AUGMENT_OPS), "Hue"])}
+_BASES, _SPANS = np.array([op.base for op in RAND_AUGMENT_OPS]), np.array([op.span for op in RAND_AUGMENT_OPS])
+_SIGNED, _WHOLE = np.array([op.signed for op in RAND_AUGMENT_OPS]), np.array([op.whole for op in RAND_AUGMENT_OPS])
+_JITTER_NUMBERS = tuple(OP_NUMBERS[name] for name in JITTER_OPS)
 
 
 @dataclass(frozen=True)
@@ -122,18 +130,46 @@ class RandAugment:
         Returns:
             A list of (name, argument).
         """
-        draws = _draws(self, uniforms)
-        chosen = []
-        for first in range(0, len(draws), DRAWS_PER_OP):
-            which, apply, height, direction = draws[first : first + DRAWS_PER_OP]
-            if apply < APPLY_PROBABILITY:
-                op = RAND_AUGMENT_OPS[int(which * len(RAND_AUGMENT_OPS))]
-                chosen.append((op.name, op.argument(self._level(height), negative=direction < 0.5)))
-        return chosen
+        uniforms = _checked(self, uniforms)
+        numbers, arguments = np.empty(self.num_ops, np.int64), np.empty(self.num_ops)
+        count = choose_leveled(uniforms, float(self.magnitude), float(self.magnitude_std), numbers, arguments)
+        ops = [RAND_AUGMENT_OPS[number] for number in numbers[:count]]
+        return [(op.name, op._as_given(argument)) for op, argument in zip(ops, arguments.tolist(), strict=False)]
 
-    def _level(self, draw: float) -> float:
-        deviation = NormalDist().inv_cdf(max(draw, SMALLEST_DRAW))
-        return max(0.0, min(self.magnitude + self.magnitude_std * deviation, TOP_LEVEL))
+
+@compiled
+def choose_leveled(uniforms, magnitude, magnitude_std, numbers, arguments):
+    """`RandAugment.choose`, compiled.
+
+    Args:
+        uniforms: float64 (DRAWS_PER_OP * num_ops,), draws from [0, 1).
+        magnitude: float64.
+        magnitude_std: float64.
+        numbers: int64 (num_ops,), receives the numbers of the ops that are applied.
+        arguments: float64 (num_ops,), receives their arguments.
+
+    Returns:
+        How many ops are applied.
+    """
+    count = 0
+    for first in range(0, uniforms.shape[0], DRAWS_PER_OP):
+        if uniforms[first + 1] < APPLY_PROBABILITY:
+            op = int(uniforms[first] * len(_BASES))
+            level = magnitude + magnitude_std * normal_quantile(max(uniforms[first + 2], SMALLEST_DRAW))
+            level = max(0.0, min(level, TOP_LEVEL))
+            negative = uniforms[first + 3] < 0.5
+            numbers[count] = op
+            arguments[count] = _leveled_argument(_BASES[op], _SPANS[op], _SIGNED[op], _WHOLE[op], level, negative)
+            count += 1
+    return count
+
+
+@compiled
+def _leveled_argument(base, span, signed, whole, level, negative):
+    change = level / TOP_LEVEL * span
+    if whole:
+        change = np.trunc(change)
+    return base - change if signed and negative else base + change
 
 
 def parse_rand_augment(policy: str) -> RandAugment:
@@ -204,19 +240,54 @@ class ColorJitter:
 
     def choose(self, uniforms: np.ndarray) -> list[tuple[str, float]]:
         """The ops to be applied to one image, in order; arguments and result as for `RandAugment.choose`."""
-        draws = _draws(self, uniforms)
-        amounts, places = draws[: len(JITTER_OPS)], draws[len(JITTER_OPS) :]
-        ranges = self.ranges
-        return [
-            (JITTER_OPS[i], ranges[i][0] + (ranges[i][1] - ranges[i][0]) * amounts[i])
-            for i in sorted(range(len(JITTER_OPS)), key=places.__getitem__)
-            if ranges[i]
-        ]
+        numbers, arguments = np.empty(len(JITTER_OPS), np.int64), np.empty(len(JITTER_OPS))
+        count = choose_jitter(_checked(self, uniforms), self.range_table(), numbers, arguments)
+        names = [JITTER_OPS[_JITTER_NUMBERS.index(number)] for number in numbers[:count]]
+        return list(zip(names, arguments.tolist(), strict=False))
+
+    def range_table(self) -> np.ndarray:
+        """`ranges` for `choose_jitter`: float64 (4, 2), NaN for an op that is left out."""
+        return np.array([limits or (np.nan, np.nan) for limits in self.ranges])
 
 
-def _draws(policy: RandAugment | ColorJitter, uniforms: np.ndarray) -> list[float]:
-    uniforms = np.asarray(uniforms)
+@compiled
+def choose_jitter(uniforms, ranges, numbers, arguments):
+    """`ColorJitter.choose`, compiled.
+
+    Args:
+        uniforms: float64 (8,), draws from [0, 1).
+        ranges: as `ColorJitter.range_table` gives them.
+        numbers: int64 (4,), receives the numbers of the ops that are applied, in order.
+        arguments: float64 (4,), receives their arguments.
+
+    Returns:
+        How many ops are applied.
+    """
+    places, count = uniforms[len(ranges) :], 0
+    for place in range(len(ranges)):
+        op = 0
+        while _rank(places, op) != place:
+            op += 1
+        low, high = ranges[op]
+        if not np.isnan(low):
+            numbers[count], arguments[count] = _JITTER_NUMBERS[op], low + (high - low) * uniforms[op]
+            count += 1
+    return count
+
+
+@compiled
+def _rank(values, number):
+    # Of a value among all of them, 0 for the least; of equal ones the first comes first.
+    rank = 0
+    for other in range(len(values)):
+        if values[other] < values[number] or (values[other] == values[number] and other < number):
+            rank += 1
+    return rank
+
+
+def _checked(policy: RandAugment | ColorJitter, uniforms: np.ndarray) -> np.ndarray:
+    uniforms = np.array(uniforms, np.float64)
     if uniforms.shape != (policy.num_draws,):
         name = type(policy).__name__
         raise ValueError(f"{name} takes ({policy.num_draws},) draws an image. Received: shape {uniforms.shape}")
-    return uniforms.tolist()
+    return uniforms

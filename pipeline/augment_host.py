@@ -1,18 +1,32 @@
-"""Carries out the choices of `augment.py` on one image with Pillow and NumPy: the same pixels as timm's ops.
+"""Carries out the choices of `augment.py` on one image: the same pixels as timm's ops, which call Pillow, to the bit.
 
-timm calls Pillow. So does this module where Pillow does the work in C without Python's lock; ops that are a line
-of arithmetic on pixels are done in NumPy, which also lets the lock go. Geometric ops are Pillow's bicubic
+All ops of an image run in compiled code, which does not hold Python's lock. Geometric ops are Pillow's bicubic
 (a = -1, not antialiased, rounded down), outside the image lies `augment.FILL`.
 
 timm's Posterize at level 10 keeps no bit, which Pillow refuses from 13.0 on: here it gives black, as it used to.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from PIL import Image, ImageFilter, ImageOps
 
-from pipeline.augment import FILL
+from pipeline.augment import FILL, OP_NUMBERS, ColorJitter, RandAugment, choose_jitter, choose_leveled
+from pipeline.compiled import compiled
+from pipeline.compiled_bicubic import transform
+from pipeline.compiled_enhancement import change_saturation, change_sharpness
+from pipeline.compiled_geometry import op_matrix
+from pipeline.compiled_histograms import equalize, stretch_contrast
+from pipeline.compiled_hue import turn_hue
+from pipeline.compiled_levels import change_levels
+from pipeline.host_draws import draw_float64
+from pipeline.philox import purpose_tag
+from pipeline.thread_buffer import ThreadBuffer
+
+_COLOR, _SHARPNESS, _HUE = OP_NUMBERS["Color"], OP_NUMBERS["Sharpness"], OP_NUMBERS["Hue"]
+_AUTO_CONTRAST, _EQUALIZE = OP_NUMBERS["AutoContrast"], OP_NUMBERS["Equalize"]
+_GEOMETRIC = tuple(OP_NUMBERS[name] for name in ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"))
+_PIXEL_BYTES = 4  # of the workspace
+_workspace = ThreadBuffer(first=1 << 18, largest=1 << 27)
 
 
 def apply(image: np.ndarray, ops: Sequence[tuple[str, float | None]]) -> np.ndarray:
@@ -23,134 +37,83 @@ def apply(image: np.ndarray, ops: Sequence[tuple[str, float | None]]) -> np.ndar
         ops: (name, argument), as `RandAugment.choose` or `ColorJitter.choose` gives them.
 
     Returns:
-        uint8 (H, W, C): `image` itself if there is nothing to do; may be read-only.
+        uint8 (H, W, C): `image` itself if there is nothing to do.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in FILL:
         raise ValueError(
             f"Augmentation takes uint8 (height, width, 1 or 3). Received: {image.dtype} of shape {image.shape}"
         )
-    for name, argument in ops:
-        image = _OPS[name](image, argument)
-    return image
-
-
-def _auto_contrast(image, _):
-    return _array(ImageOps.autocontrast(_picture(image)), image)
-
-
-def _equalize(image, _):
-    return _array(ImageOps.equalize(_picture(image)), image)
-
-
-def _invert(image, _):
-    return ~image
-
-
-def _posterize(image, bits):
-    return image & np.uint8(256 - 2 ** (8 - bits))
-
-
-def _solarize(image, threshold):
-    return np.where(image < threshold, image, ~image)
-
-
-def _solarize_add(image, addition):
-    return np.where(image < 128, np.minimum(image, 255 - addition) + np.uint8(addition), image)
-
-
-def _brightness(image, factor):
-    return _blend(0, image, factor)
-
-
-def _contrast(image, factor):
-    grey = _grey(image)
-    return _blend(int(grey.sum(dtype=np.int64) / grey.size + 0.5), image, factor)
-
-
-def _color(image, factor):
-    return image if image.shape[2] == 1 else _blend(_grey(image), image, factor)
-
-
-def _sharpness(image, factor):
-    return _blend(_array(_picture(image).filter(ImageFilter.SMOOTH), image), image, factor)
-
-
-def _hue(image, turn):
-    if image.shape[2] == 1:
+    if not ops:
         return image
-    hue, saturation, value = _picture(image).convert("HSV").split()
-    hue = Image.fromarray(np.asarray(hue) + np.uint8(int(turn * 255) % 256))
-    return _array(Image.merge("HSV", (hue, saturation, value)).convert("RGB"), image)
+    out = np.array(image, order="C")
+    numbers = np.array([OP_NUMBERS[name] for name, _ in ops])
+    arguments = np.array([0.0 if argument is None else argument for _, argument in ops], np.float64)
+    _apply(numbers, arguments, len(ops), out)
+    return out
 
 
-def _rotate(image, degrees):
-    return _array(_picture(image).rotate(degrees, Image.Resampling.BICUBIC, fillcolor=_fill(image)), image)
+def augmentation(policy: RandAugment | ColorJitter, purpose: str) -> Callable[[np.ndarray, np.ndarray], None]:
+    """What a policy does to a sample, from its seed on, without Python's lock.
+
+    Args:
+        policy: what to choose from.
+        purpose: of the draws, see `philox.draw_uniform`.
+
+    Returns:
+        Function of the sample's seed, int64 (2,), and its image, uint8 (H, W, 1 or 3) in C order, changed in place.
+    """
+    tag, num_draws = purpose_tag(purpose), policy.num_draws
+    if isinstance(policy, ColorJitter):
+        choose, settings = _choose_jitter, (policy.range_table(),)
+    else:
+        choose, settings = _choose_leveled, (float(policy.magnitude), float(policy.magnitude_std))
+
+    def augment(seed: np.ndarray, image: np.ndarray) -> None:
+        numbers, arguments = np.empty(num_draws, np.int64), np.empty(num_draws)  # a choice for each draw at most
+        count = choose(seed, tag, *settings, numbers, arguments)
+        _apply(numbers, arguments, count, image)
+
+    return augment
 
 
-def _shear_x(image, factor):
-    return _affine(image, (1, factor, 0, 0, 1, 0))
+@compiled
+def _choose_leveled(seed, tag, magnitude, magnitude_std, numbers, arguments):
+    draws = np.empty(arguments.shape[0])
+    draw_float64(seed[0], seed[1], tag, draws)
+    return choose_leveled(draws, magnitude, magnitude_std, numbers, arguments)
 
 
-def _shear_y(image, factor):
-    return _affine(image, (1, 0, 0, factor, 1, 0))
+@compiled
+def _choose_jitter(seed, tag, ranges, numbers, arguments):
+    draws = np.empty(arguments.shape[0])
+    draw_float64(seed[0], seed[1], tag, draws)
+    return choose_jitter(draws, ranges, numbers, arguments)
 
 
-def _translate_x(image, share):
-    return _affine(image, (1, 0, share * image.shape[1], 0, 1, 0))
+def _apply(numbers, arguments, count, image):
+    # In place
+    if count and image.size:
+        workspace = _workspace.of_size(_PIXEL_BYTES * image.shape[0] * image.shape[1])
+        if image.shape[2] == 3:
+            workspace = workspace.view(np.uint32)
+        _apply_ops(numbers, arguments, count, image, FILL[image.shape[2]], workspace)
 
 
-def _translate_y(image, share):
-    return _affine(image, (1, 0, 0, 0, 1, share * image.shape[0]))
-
-
-_OPS = {
-    "AutoContrast": _auto_contrast,
-    "Equalize": _equalize,
-    "Invert": _invert,
-    "Rotate": _rotate,
-    "Posterize": _posterize,
-    "Solarize": _solarize,
-    "SolarizeAdd": _solarize_add,
-    "Color": _color,
-    "Contrast": _contrast,
-    "Brightness": _brightness,
-    "Sharpness": _sharpness,
-    "ShearX": _shear_x,
-    "ShearY": _shear_y,
-    "TranslateX": _translate_x,
-    "TranslateY": _translate_y,
-    "Hue": _hue,
-}
-
-
-def _affine(image, matrix):
-    # Pixel (x, y) is read at (a x + b y + c, d x + e y + f), all between the corners (0, 0) and (W, H).
-    picture = _picture(image)
-    bicubic = Image.Resampling.BICUBIC
-    moved = picture.transform(picture.size, Image.Transform.AFFINE, matrix, bicubic, fillcolor=_fill(image))
-    return _array(moved, image)
-
-
-def _blend(plain, image, factor):
-    # plain + factor (image - plain) in float32, rounded down: Pillow's own arithmetic
-    blended = image - np.asarray(plain, np.float32)
-    blended *= np.float32(factor)
-    blended += plain
-    return np.clip(blended, 0, 255, out=blended).astype(np.uint8)
-
-
-def _grey(image):
-    return image if image.shape[2] == 1 else np.asarray(_picture(image).convert("L"))[..., np.newaxis]
-
-
-def _fill(image):
-    fill = FILL[image.shape[2]]
-    return fill if len(fill) > 1 else fill[0]
-
-
-def _picture(image):
-    return Image.fromarray(image if image.shape[2] > 1 else image[..., 0])
-
-
-def _array(picture, image):
-    return np.asarray(picture).reshape(image.shape)
+@compiled
+def _apply_ops(numbers, arguments, count, image, fill, workspace):
+    for place in range(count):
+        op, argument = numbers[place], arguments[place]
+        if op in _GEOMETRIC:
+            transform(image, op_matrix(op, argument, image.shape[0], image.shape[1]), fill, workspace)
+        elif op == _SHARPNESS:
+            change_sharpness(image, argument, workspace.view(np.uint8))
+        elif op == _COLOR:
+            change_saturation(image, argument)
+        elif op == _HUE:
+            turn_hue(image, argument)
+        elif op == _AUTO_CONTRAST:
+            stretch_contrast(image)
+        elif op == _EQUALIZE:
+            equalize(image)
+        else:
+            change_levels(image, op, argument)

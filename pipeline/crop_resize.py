@@ -12,6 +12,7 @@ Boxes are (top, left, height, width) in pixels.
 """
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -68,6 +69,32 @@ def choose_clamped_crop(height, width, uniforms, min_area, box):
     h, w = min(np.rint(math.sqrt(area / ratio)), height), min(np.rint(math.sqrt(area * ratio)), width)
     h, w = max(h, 1.0), max(w, 1.0)
     box[0], box[1] = int(uniforms[2] * (height - h + 1)), int(uniforms[3] * (width - w + 1))
+    box[2], box[3] = int(h), int(w)
+
+
+class FixedCrop(NamedTuple):
+    """A crop of fixed size: as if the image were resized to cover an enlarged view, and the view cut out of that.
+
+    Attributes:
+        share: the view's side over the enlarged view's, at most 1.
+        aspect: the view's width over its height.
+        centered: whether the box is the central one; else it is placed uniformly.
+    """
+
+    share: float
+    aspect: float
+    centered: bool
+
+
+@compiled
+def choose_fixed_crop(height, width, uniforms, fixed, box):
+    """The box of a `FixedCrop`; other arguments as for `choose_crop`; uses the third and the fourth draw."""
+    h = max(np.rint(fixed.share * min(height, width / fixed.aspect)), 1.0)
+    w = max(np.rint(fixed.share * min(width, height * fixed.aspect)), 1.0)
+    if fixed.centered:
+        box[0], box[1] = int((height - h) // 2), int((width - w) // 2)
+    else:
+        box[0], box[1] = int(uniforms[2] * (height - h + 1)), int(uniforms[3] * (width - w + 1))
     box[2], box[3] = int(h), int(w)
 
 

@@ -34,6 +34,7 @@ def load(
     noise: Mapping[str, int] | None = None,
     min_area: float | None = None,
     flip: bool = True,
+    crop: str = "random",
     resize_size: int | None = None,
     rand_augment: str | RandAugment | None = None,
     color_jitter: ColorJitter | None = None,
@@ -74,15 +75,17 @@ def load(
         view: "pretrain" (random crops, no labels), "train" (random crops, labels), "probe" (as "train", with the
             linear probe's crops) or "eval" (centre crops).
         image_size: side in pixels, or (height, width).
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey) or 3 (RGB); of a split of arrays (`.npy`), which are not converted, theirs.
         min_area: lower bound of the random crop's share of the image's area, above 0 and up to 1. None: .2
             in pre-training and .08 in training, as in the paper. Not for evaluation.
         flip: whether training images are flipped horizontally with probability .5. Unused in evaluation.
-        resize_size: pixels; the short side of an image before its centre is taken (see `views.eval_view`).
-            None: 256/224 of the short side of `image_size` up to 224, and just that side above. Only for
-            evaluation.
-        rand_augment: policy such as "rand-m9-mstd0.5-inc1" (see `augment.parse_rand_augment`). Not for evaluation.
-        color_jitter: see `augment.ColorJitter`. Not for evaluation.
+        crop: "random" (resized), or, for view "pretrain", one of fixed size: "fixed" (at a random place) or "central".
+            They are cut out of the image as if its short side had been resized to `resize_size`.
+        resize_size: pixels; the short side of an image before its centre is taken (see `views.eval_view`), or a crop
+            of fixed size. None: 256/224 of the short side of `image_size` up to 224, and just that side above.
+        rand_augment: policy such as "rand-m9-mstd0.5-inc1" (see `augment.parse_rand_augment`). Not for evaluation, and
+            for uint8 images of 1 or 3 channels only.
+        color_jitter: see `augment.ColorJitter`. Not for evaluation, and for the same images only.
         noise: per name of a feature, a number of draws: each sample gets as many uniform draws from [0, 1)
             under that name, such as {"noise": 196} for masks. They depend on the name, not on each other. In
             evaluation they are those of epoch 0.
@@ -95,7 +98,7 @@ def load(
             where host Python cannot run; resized pixels may differ by one level from the host engine's, rarely by
             more. "auto": "graph" with `data_service`, else "host".
         num_threads: that decode; None: one for each processor that the process may use.
-        prefetch: finished batches kept ready beside those in work; None: 2. A batch takes B * H * W * C bytes.
+        prefetch: finished batches kept ready beside those in work; None: 2. A batch takes B * H * W * C numbers.
         stats: counts what is decoded and skipped; `ReadingStats(max_corrupt=n)` allows n samples to be skipped. None:
             a damaged sample is an error.
         cache_dir: local folder for copies of shards that lie behind a URL; None: parts of them are read from there in
@@ -105,10 +108,10 @@ def load(
 
     Returns:
         Dataset of `features` (view "pretrain"), `(features, labels)` ("train", "probe") or `(features, labels,
-        weights)` ("eval"). `features` is a dict: `image` uint8 (B, H, W, C), `index` int64 (B,), number of
-        the sample in the split, and each noise float32 (B, draws). `labels` int32 (B,), in evaluation -1
-        where unknown; `weights` float32 (B,), 1 or 0. B is batch_size / num_hosts. The cardinality is infinite in
-        training, and the number of batches in evaluation.
+        weights)` ("eval"). `features` is a dict: `image` (B, H, W, C), uint8, or uint16 where the split's arrays are;
+        `index` int64 (B,), number of the sample in the split, and each noise float32 (B, draws). `labels` int32 (B,),
+        in evaluation -1 where unknown; `weights` float32 (B,), 1 or 0. B is batch_size / num_hosts. The cardinality is
+        infinite in training, and the number of batches in evaluation.
 
     Raises:
         ManifestError: the shard set or the split is missing or damaged.
@@ -127,6 +130,7 @@ def load(
         noise=dict(noise or {}),
         min_area=min_area,
         flip=flip,
+        crop=crop,
         resize_size=resize_size,
         rand_augment=parse_rand_augment(rand_augment) if isinstance(rand_augment, str) else rand_augment,
         color_jitter=color_jitter,
@@ -167,7 +171,7 @@ def as_tensorflow(
         for batch in until_exit(make_batches()):
             yield _structure(options, *batch)
 
-    features = {"image": (options.image_shape, tf.uint8), "index": ((), tf.int64)}
+    features = {"image": (options.image_shape, tf.as_dtype(options.dtype)), "index": ((), tf.int64)}
     features |= {name: ((length,), tf.float32) for name, length in options.noise.items()}
     features = {name: tf.TensorSpec((batch_size, *shape), kind) for name, (shape, kind) in features.items()}
     labels, weights = tf.TensorSpec((batch_size,), tf.int32), tf.TensorSpec((batch_size,), tf.float32)

@@ -1,14 +1,18 @@
-"""Encoded bytes to pixels: JPEG, PNG and WebP, whole or only a crop of them.
+"""Encoded bytes to pixels: JPEG, PNG, WebP and arrays (`.npy`), whole or only a crop of them.
 
 The format is read from the first bytes, never from a file name: ImageNet holds a PNG called `.JPEG`, on which
 TensorFlow's JPEG operations that look at a part of the file fail.
 
 JPEG is decoded with the accurate DCT and smooth chroma upsampling, as Pillow does (TensorFlow's default is
 the fast DCT). Transparency is dropped, 16-bit PNGs become 8-bit, CMYK becomes RGB. What TensorFlow cannot do
-raises: a CMYK JPEG as one channel, an animated WebP.
+raises: a CMYK JPEG as one channel, an animated WebP. Of an array nothing is converted: its channels and its type must
+be those that are asked for.
 """
 
 import tensorflow as tf
+
+from pipeline.array_files import only_arrays_have
+from pipeline.graph_arrays import decode_array, is_array
 
 _JPEG = {"fancy_upscaling": True, "dct_method": "INTEGER_ACCURATE"}
 
@@ -29,40 +33,44 @@ def is_webp(encoded):
     )
 
 
-def decode_image(encoded, channels: int):
+def decode_image(encoded, channels: int, dtype: str = "uint8"):
     """Decodes a whole image.
 
     Args:
         encoded: string scalar.
-        channels: 1 (grey) or 3 (RGB).
+        channels: 1 (grey) or 3 (RGB); of an array, its own.
+        dtype: "uint8"; of an array, its own.
 
     Returns:
-        uint8 (H, W, channels).
+        (H, W, channels) of `dtype`.
 
     Raises:
-        tf.errors.InvalidArgumentError: not a JPEG, PNG or WebP, or a damaged one.
+        tf.errors.InvalidArgumentError: not a JPEG, PNG, WebP or such an array, or a damaged one.
     """
-    return tf.cond(
+    if only_arrays_have(channels, dtype):
+        return decode_array(encoded, channels, dtype)
+    image = tf.cond(
         is_jpeg(encoded),
         lambda: tf.io.decode_jpeg(encoded, channels=channels, **_JPEG),
         lambda: _decode_other(encoded, channels),
     )
+    return tf.ensure_shape(image, (None, None, channels))
 
 
-def decode_crop(encoded, choose_box, channels: int):
+def decode_crop(encoded, choose_box, channels: int, dtype: str = "uint8"):
     """Decodes a crop of an image; of a JPEG, only that part of it.
 
     Args:
         encoded: string scalar.
         choose_box: function from (height, width), int32 scalars, to a box: int32 (4,), (top, left, height,
             width) in pixels, inside the image.
-        channels: 1 (grey) or 3 (RGB).
+        channels, dtype: as for `decode_image`.
 
     Returns:
-        uint8 (box height, box width, channels).
+        (box height, box width, channels) of `dtype`.
 
     Raises:
-        tf.errors.InvalidArgumentError: not a JPEG, PNG or WebP, or a damaged one.
+        tf.errors.InvalidArgumentError: not a JPEG, PNG, WebP or such an array, or a damaged one.
     """
 
     def crop_jpeg():
@@ -76,13 +84,14 @@ def decode_crop(encoded, choose_box, channels: int):
         )
         return tf.slice(wider, [0, left - begin, 0], [height, width, channels])
 
-    def crop_other():
-        image = _decode_other(encoded, channels)
+    def crop(image):
         shape = tf.shape(image)
         top, left, height, width = tf.unstack(choose_box(shape[0], shape[1]))
         return tf.slice(image, [top, left, 0], [height, width, channels])
 
-    return tf.cond(is_jpeg(encoded), crop_jpeg, crop_other)
+    if only_arrays_have(channels, dtype):
+        return crop(decode_array(encoded, channels, dtype))
+    return tf.cond(is_jpeg(encoded), crop_jpeg, lambda: crop(_decode_other(encoded, channels)))
 
 
 def _decode_other(encoded, channels: int):
@@ -90,7 +99,11 @@ def _decode_other(encoded, channels: int):
     return tf.cond(
         is_webp(encoded),
         lambda: _decode_webp(encoded, channels),
-        lambda: tf.io.decode_png(encoded, channels=channels),
+        lambda: tf.cond(
+            is_array(encoded),
+            lambda: decode_array(encoded, channels, "uint8"),
+            lambda: tf.io.decode_png(encoded, channels=channels),
+        ),
     )
 
 

@@ -98,9 +98,11 @@ def _random_image(options: LoadOptions, encoded, seed):
         seed,
         options.image_size,
         channels=options.channels,
+        dtype=options.dtype,
         min_area=options.crop_min_area,
         flip=options.flip,
         clamped=options.view == "probe",
+        fixed=options.fixed_crop,
     )
     for purpose in ("rand_augment", "color_jitter"):
         policy = getattr(options, purpose)
@@ -110,7 +112,9 @@ def _random_image(options: LoadOptions, encoded, seed):
 
 
 def _central_image(options: LoadOptions, encoded, seed):
-    return eval_view(encoded, options.image_size, options.eval_resize_size, channels=options.channels)
+    return eval_view(
+        encoded, options.image_size, options.eval_resize_size, channels=options.channels, dtype=options.dtype
+    )
 
 
 def _weigh_nothing(batch, is_copy):
@@ -121,10 +125,11 @@ def _weigh_nothing(batch, is_copy):
 def _fill_up(batch, batch_size: int):
     """Fills a batch up to `batch_size` with its last sample, at weight 0."""
     features, labels, weights = batch
-    missing = batch_size - tf.shape(weights)[0]
+    count = tf.shape(weights)[0]
+    missing = batch_size - count
 
     def fill(column):
-        return tf.concat([column, tf.repeat(column[-1:], missing, axis=0)], axis=0)
+        return tf.gather(column, tf.minimum(tf.range(batch_size), count - 1))
 
     def filled():
         return tf.nest.map_structure(fill, (features, labels)) + (tf.concat([weights, tf.zeros([missing])], axis=0),)

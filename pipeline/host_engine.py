@@ -7,15 +7,13 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from pipeline import augment_host
-from pipeline.augment import ColorJitter, RandAugment
+from pipeline.augment_host import augmentation
 from pipeline.host_batches import Batch, BatchMaker
-from pipeline.host_draws import draw_float64
 from pipeline.host_plans import evaluation_rows, training_rows
 from pipeline.host_reading import BlockLoader
 from pipeline.host_views import central_crop, random_crop
+from pipeline.host_words import byte_shape, from_bytes, into_bytes
 from pipeline.load_options import LoadOptions
-from pipeline.philox import purpose_tag
 from pipeline.processors import available_processors
 from pipeline.view_options import ViewOptions
 
@@ -31,8 +29,8 @@ def batches(options: LoadOptions) -> Iterator[Batch]:
     """
     loader = BlockLoader(options.shard_set, options.split, labels=options.labels, cache=options.cache)
     maker = BatchMaker(
-        make_view(options),
-        options.image_shape,
+        into_bytes(make_view(options), options.dtype),
+        byte_shape(options.image_shape, options.dtype),
         seed=options.seed,
         noise=options.noise,
         stats=options.stats,
@@ -45,36 +43,37 @@ def batches(options: LoadOptions) -> Iterator[Batch]:
         )
     else:
         rows = evaluation_rows(options.order, loader, host_batch_size=options.host_batch_size, **hosts)
-    return maker.batches(rows, options.host_batch_size)
+    return from_bytes(maker.batches(rows, options.host_batch_size), options.dtype)
 
 
 def make_view(options: ViewOptions) -> View:
     """The function that makes one image: of the encoded image, its seed, and the image to fill."""
     if not options.is_training:
-        return central_crop(options.image_size, channels=options.channels, resize_size=options.eval_resize_size)
+        return central_crop(
+            options.image_size,
+            channels=options.channels,
+            dtype=options.dtype,
+            resize_size=options.eval_resize_size,
+        )
     view = random_crop(
         options.image_size,
         channels=options.channels,
+        dtype=options.dtype,
         min_area=options.crop_min_area,
         flip=options.flip,
         clamped=options.view == "probe",
+        fixed=options.fixed_crop,
     )
     if options.rand_augment is not None:
-        view = _augmented(view, options.rand_augment, "rand_augment")
+        view = _augmented(view, augmentation(options.rand_augment, "rand_augment"))
     if options.color_jitter is not None:
-        view = _augmented(view, options.color_jitter, "color_jitter")
+        view = _augmented(view, augmentation(options.color_jitter, "color_jitter"))
     return view
 
 
-def _augmented(view: View, policy: RandAugment | ColorJitter, purpose: str) -> View:
-    tag = purpose_tag(purpose)
-
+def _augmented(view: View, augment: Callable[[np.ndarray, np.ndarray], None]) -> View:
     def augmented(encoded: memoryview, seed: np.ndarray, out: np.ndarray) -> None:
         view(encoded, seed, out)
-        draws = np.empty(policy.num_draws)
-        draw_float64(seed[0], seed[1], tag, draws)
-        chosen = policy.choose(draws)
-        if chosen:
-            out[...] = augment_host.apply(out, chosen)
+        augment(seed, out)
 
     return augmented

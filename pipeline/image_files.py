@@ -11,7 +11,8 @@ The others become PNGs, without loss of what can be kept:
     more than one frame     the first one; TensorFlow crashes on some animated WebPs
     GIF, BMP, TIFF, PPM     what Pillow shows, a TIFF turned upright; in grey where the image is
 
-All other formats are refused, so that no unusual part of Pillow ever runs on a file from the web.
+Arrays (`.npy`, see `array_files`) are kept bit for bit, too. All other formats are refused, so that no unusual part of
+Pillow ever runs on a file from the web.
 
 Where images are encoded anew (--encoder, --resize_short_side, --exif=apply), the result is 8-bit grey or RGB without
 transparency, metadata or colour profile. Readers ignore profiles and the EXIF orientation whether or not they
@@ -34,6 +35,7 @@ from typing import NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.array_files import is_array, read_array_header
 from pipeline.image_headers import ImageHeader, read_header
 
 # 178,956,970: TensorFlow refuses JPEGs of 2**29 samples, and Pillow all images of more pixels than this.
@@ -63,6 +65,7 @@ _FORMAT_OF_SUFFIX = {
     "bmp": "bmp",
     **dict.fromkeys(("tif", "tiff"), "tiff"),
     **dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "ppm"),
+    "npy": "npy",
 }
 _OTHER_FORMATS = ("GIF", "BMP", "TIFF", "PPM")
 
@@ -129,7 +132,7 @@ class StoredImage(NamedTuple):
 
     Attributes:
         data: the encoded image.
-        extension: "jpg", "png" or "webp", as the bytes are.
+        extension: "jpg", "png", "webp" or "npy", as the bytes are.
         notes: what there is to say about it, words of `NOTES`.
     """
 
@@ -151,6 +154,9 @@ def prepare_image(data: bytes, options: ImageOptions, name: str = "") -> StoredI
     """
     if not data:
         raise ValueError("it is empty")
+    if is_array(data):
+        read_array_header(data)
+        return StoredImage(data, "npy", _notes_on_name("npy", name))
     header = read_header(data, checksums=options.check == "decode") or _other_header(data)
     if header.width * header.height > MAX_PIXELS:
         raise ValueError(f"it is too large: {header.width}x{header.height} pixels, expected at most {MAX_PIXELS:,}")
@@ -177,10 +183,12 @@ def _notes(header: ImageHeader, name: str) -> tuple[str, ...]:
         notes += ("transparent",)
     if header.orientation != 1:
         notes += ("exif_rotated",)
+    return notes + _notes_on_name(header.format, name)
+
+
+def _notes_on_name(format: str, name: str) -> tuple[str, ...]:
     suffix = name.rpartition(".")[2].lower()
-    if _FORMAT_OF_SUFFIX.get(suffix, header.format) != header.format:
-        notes += ("misnamed",)
-    return notes
+    return ("misnamed",) if _FORMAT_OF_SUFFIX.get(suffix, format) != format else ()
 
 
 def _other_header(data: bytes) -> ImageHeader:

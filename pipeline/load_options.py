@@ -57,12 +57,18 @@ class LoadOptions(ViewOptions):
         _check_engine(self)
         _check_hosts(self)
         _check_split(self)
+        _check_channels(self)
         _check_cache(self)
 
     @property
     def host_batch_size(self) -> int:
         """Rows of a global batch that this host gets."""
         return self.batch_size // self.num_hosts
+
+    @property
+    def dtype(self) -> str:
+        """Type of the images' numbers: "uint8", or that of the split's arrays."""
+        return self.split.arrays.dtype if self.split.arrays else "uint8"
 
     @property
     def labels(self) -> str:
@@ -117,6 +123,20 @@ def _check_cache(options: LoadOptions) -> None:
         raise ValueError(
             f"`cache_bytes` must be at least {largest.bytes}, the size of {largest.file}, better that of all shards "
             f"which are read at a time. Received: {options.cache.max_bytes}"
+        )
+
+
+def _check_channels(options: LoadOptions) -> None:
+    arrays, where = options.split.arrays, f"split {options.split.name!r} of {options.shard_set.root}"
+    if arrays is not None and options.channels != arrays.channels:
+        raise ValueError(
+            f"`channels` must be {arrays.channels}. Received: {options.channels}; {where} holds arrays, {arrays}, "
+            "which are not converted"
+        )
+    if arrays is None and options.channels not in (1, 3):
+        raise ValueError(
+            f"`channels` must be 1 (grey) or 3 (RGB). Received: {options.channels}; {where} holds pictures, and only "
+            "arrays (.npy) have other numbers of channels"
         )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline import storage
+from pipeline.array_files import DTYPES, ArrayKind
 from pipeline.locations import Location, SourceError, join, read_location
 
 MANIFEST_NAME = "manifest.json"
@@ -58,6 +59,7 @@ class Split:
         shards: the tars, in order.
         options: everything that decided the bytes (source, seed, shard size, ...), as it was written.
         written_with: versions of the libraries that wrote it.
+        arrays: what the images are, where they are arrays (`npy`); None: they are pictures (`jpg`, `png`, `webp`).
     """
 
     name: str
@@ -65,6 +67,7 @@ class Split:
     shards: tuple[Shard, ...]
     options: dict[str, Any]
     written_with: dict[str, str] = dataclasses.field(default_factory=dict)
+    arrays: ArrayKind | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,11 +202,20 @@ def _parse_split(name: str, content: dict) -> Split:
     check_split_name(name)
     shards = tuple(_parse_shard(name, shard) for shard in _typed(content["shards"], list))
     options, written_with = _typed(content["options"], dict), _typed(content.get("written_with", {}), dict)
-    split = Split(name, _number(content["samples"]), shards, options, written_with)
+    split = Split(name, _number(content["samples"]), shards, options, written_with, _parse_arrays(content))
     total = sum(shard.samples for shard in shards)
     if split.samples != total:
         raise ManifestError(f"split {name!r} says {split.samples} samples, but its shards say {total} together")
     return split
+
+
+def _parse_arrays(content: dict) -> ArrayKind | None:
+    if "arrays" not in content:
+        return None
+    kind = ArrayKind(_typed(content["arrays"]["dtype"], str), _number(content["arrays"]["channels"]))
+    if kind.dtype not in DTYPES.values() or kind.channels < 1:
+        raise ManifestError(f"arrays are listed as {kind}, expected uint8 or uint16 of 1 channel or more")
+    return kind
 
 
 def _parse_shard(split: str, content: dict) -> Shard:
@@ -282,6 +294,7 @@ def manifest_bytes(shard_set: ShardSet) -> bytes:
             "samples": split.samples,
             "options": split.options,
             "written_with": split.written_with,
+            **({"arrays": split.arrays._asdict()} if split.arrays else {}),
             "shards": [dataclasses.asdict(shard) for shard in split.shards],
         }
         for split in shard_set.splits.values()

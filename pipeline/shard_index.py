@@ -9,7 +9,7 @@ It is DALI's format, so that it serves DALI and this project alike:
 that is, one line a sample and four fields a member: extension, byte offset of the data in the tar, size in
 bytes, member name. Blanks, line ends and % in a name are written as %20, %0A, %25 and so on. The image of a
 sample is the first there is of `IMAGE_EXTENSIONS`; a `png` beside a `jpg` is something else, a label map for
-example. This module imports no TensorFlow.
+example, and so is a `npy` beside a picture. This module imports no TensorFlow.
 """
 
 import dataclasses
@@ -25,7 +25,9 @@ from pipeline.manifest import ManifestError
 from pipeline.manifest import index_name as index_name  # beside what else belongs to an index
 
 INDEX_VERSION = "v1.2"
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "webp", "png")
+PICTURE_EXTENSIONS = ("jpg", "jpeg", "webp", "png")
+ARRAY_EXTENSION = "npy"
+IMAGE_EXTENSIONS = (*PICTURE_EXTENSIONS, ARRAY_EXTENSION)
 LABEL_EXTENSION = "cls"
 _UNSAFE = re.compile(r"[%\s]")
 

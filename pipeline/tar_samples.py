@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from pipeline.locations import SourceError
-from pipeline.shard_index import IMAGE_EXTENSIONS, split_name
+from pipeline.shard_index import ARRAY_EXTENSION, PICTURE_EXTENSIONS, split_name
 from pipeline.tar_members import TarMember
 
 
@@ -53,7 +53,7 @@ def samples_of(members: Iterable[TarMember], ignored: list[str] | None = None) -
 
 
 def image_extension(extensions: Iterable[str], place: str) -> str | None:
-    """Which of a sample's extensions is its image: "png" before "left.png"; None where none is.
+    """Which of a sample's extensions is its image: "png" before "left.png", both before "npy"; None where none is.
 
     Args:
         extensions: of all files of the sample, in lower case.
@@ -63,10 +63,14 @@ def image_extension(extensions: Iterable[str], place: str) -> str | None:
         SourceError: there are several, equally good.
     """
     extensions = set(extensions)
-    for kind in IMAGE_EXTENSIONS:
+    return _image_of(extensions, PICTURE_EXTENSIONS, place) or _image_of(extensions, (ARRAY_EXTENSION,), place)
+
+
+def _image_of(extensions: set[str], kinds: tuple[str, ...], place: str) -> str | None:
+    for kind in kinds:
         if kind in extensions:
             return kind
-    for kind in IMAGE_EXTENSIONS:
+    for kind in kinds:
         found = sorted(extension for extension in extensions if extension.endswith(f".{kind}"))
         if len(found) > 1:
             raise SourceError(

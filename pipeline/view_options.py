@@ -4,9 +4,12 @@ import dataclasses
 from collections.abc import Mapping
 
 from pipeline.argument_checks import whole
+from pipeline.array_files import only_arrays_have
 from pipeline.augment import ColorJitter, RandAugment
+from pipeline.crop_resize import FixedCrop
 
 VIEWS = ("pretrain", "train", "probe", "eval")
+CROPS = ("random", "fixed", "central")
 MIN_AREA = {"pretrain": 0.2, "train": 0.08, "probe": 0.08}
 WITH_LABELS = ("train", "probe")
 # Features that every batch has; a noise cannot take their names.
@@ -28,6 +31,7 @@ class ViewOptions:
     noise: Mapping[str, int] = dataclasses.field(default_factory=dict)
     min_area: float | None = None
     flip: bool = True
+    crop: str = "random"
     resize_size: int | None = None
     rand_augment: RandAugment | None = None
     color_jitter: ColorJitter | None = None
@@ -51,13 +55,26 @@ class ViewOptions:
         return (*self.image_size, self.channels)
 
     @property
+    def dtype(self) -> str:
+        """Type of the images' numbers: "uint8", or that of the arrays that are read."""
+        return "uint8"
+
+    @property
     def crop_min_area(self) -> float:
         """Lower bound of the random crop's share of the area."""
         return MIN_AREA[self.view] if self.min_area is None else self.min_area
 
     @property
+    def fixed_crop(self) -> FixedCrop | None:
+        """What `crop` says of a training view, None for random resized crops."""
+        if self.crop == "random":
+            return None
+        height, width = self.image_size
+        return FixedCrop(min(self.image_size) / self.eval_resize_size, width / height, self.crop == "central")
+
+    @property
     def eval_resize_size(self) -> int:
-        """Short side, in pixels, to which evaluation resizes."""
+        """Short side, in pixels, to which evaluation and crops of fixed size resize."""
         return default_resize_size(self.image_size) if self.resize_size is None else self.resize_size
 
 
@@ -70,8 +87,15 @@ def default_resize_size(image_size: tuple[int, int]) -> int:
 def _check_choices(options: ViewOptions) -> None:
     if options.view not in VIEWS:
         raise ValueError(f"`view` must be one of {', '.join(VIEWS)}. Received: {options.view!r}")
-    if options.channels not in (1, 3):
-        raise ValueError(f"`channels` must be 1 (grey) or 3 (RGB). Received: {options.channels!r}")
+    if options.crop not in CROPS:
+        raise ValueError(f"`crop` must be one of {', '.join(CROPS)}. Received: {options.crop!r}")
+    whole("channels", options.channels, minimum=1)
+    for name in ("rand_augment", "color_jitter"):
+        if getattr(options, name) is not None and only_arrays_have(options.channels, options.dtype):
+            raise ValueError(
+                f"`{name}` is for uint8 images of 1 or 3 channels. Received: {options.dtype} images of "
+                f"{options.channels} channels"
+            )
     for name, length in options.noise.items():
         if not isinstance(name, str) or name in RESERVED_FEATURES or not name:
             raise ValueError(
@@ -84,6 +108,12 @@ def _check_evaluation(options: ViewOptions) -> None:
     for name in ("min_area", "rand_augment", "color_jitter"):
         if getattr(options, name) is not None:
             raise ValueError(f"`{name}` is for training, not for view 'eval'. Received: {getattr(options, name)}")
+    if options.crop != "random":
+        raise ValueError(f"`crop` is for training, not for view 'eval'. Received: {options.crop!r}")
+    _check_resize_size(options)
+
+
+def _check_resize_size(options: ViewOptions) -> None:
     short = min(options.image_size)
     if options.resize_size is not None and whole("resize_size", options.resize_size, minimum=1) < short:
         raise ValueError(
@@ -92,7 +122,17 @@ def _check_evaluation(options: ViewOptions) -> None:
 
 
 def _check_training(options: ViewOptions) -> None:
-    if options.resize_size is not None:
-        raise ValueError(f"`resize_size` is for view 'eval', not for {options.view!r}. Received: {options.resize_size}")
+    if options.crop == "random":
+        if options.resize_size is not None:
+            raise ValueError(
+                f"`resize_size` is for view 'eval' and crops of fixed size, not for random crops of {options.view!r}. "
+                f"Received: {options.resize_size}"
+            )
+    elif options.view != "pretrain" or options.min_area is not None:
+        raise ValueError(
+            f"crop={options.crop!r} is for view 'pretrain', and takes no `min_area`. "
+            f"Received: view={options.view!r}, min_area={options.min_area}"
+        )
+    _check_resize_size(options)
     if options.min_area is not None and not 0 < options.min_area <= 1:
         raise ValueError(f"`min_area` must be above 0 and at most 1. Received: {options.min_area}")

@@ -4,7 +4,8 @@ The random crop is RandomResizedCrop with the area shares of arXiv 2111.06377 (a
 pre-training; .08 to 1 in fine-tuning) followed by a horizontal flip; evaluation resizes the short side and
 takes the centre. Resizing is antialiased bicubic (a = -.5) as in Pillow, which the reference uses: one pass along each
 axis, each rounded half up to 8 bits, in the order of Pillow 13. (`tf.image.resize` alone does not clip in between, and
-differs by up to 30 levels at sharp edges. Before 13.0 Pillow always began with the width.)
+differs by up to 30 levels at sharp edges. Before 13.0 Pillow always began with the width.) Wide images
+(`crop_resize_wide`) are resized as Pillow does in mode "F": rounded and clipped at the end alone.
 
 These are the views of the graph engine; `host_views` has the same ones without TensorFlow.
 
@@ -18,9 +19,10 @@ import zlib
 
 import tensorflow as tf
 
+from pipeline.array_files import is_wide
+from pipeline.crop_resize import CROP_TRIES, FixedCrop
 from pipeline.decode import decode_crop, decode_image
 
-CROP_TRIES = 10
 CROP_RATIOS = (3 / 4, 4 / 3)
 
 
@@ -93,6 +95,19 @@ def clamped_crop_box(height, width, uniforms, min_area: float):
     return tf.cast(tf.stack([top, left, h, w]), tf.int32)
 
 
+def fixed_crop_box(height, width, uniforms, fixed: FixedCrop):
+    """The box of a `FixedCrop`; other arguments and result as for `random_crop_box`."""
+    image_height, image_width = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+    h = tf.maximum(tf.round(fixed.share * tf.minimum(image_height, image_width / fixed.aspect)), 1.0)
+    w = tf.maximum(tf.round(fixed.share * tf.minimum(image_width, image_height * fixed.aspect)), 1.0)
+    if fixed.centered:
+        top, left = (image_height - h) // 2, (image_width - w) // 2
+    else:
+        top = tf.floor(uniforms[0, 2] * (image_height - h + 1))
+        left = tf.floor(uniforms[0, 3] * (image_width - w + 1))
+    return tf.cast(tf.stack([top, left, h, w]), tf.int32)
+
+
 def _crop_sides(height, width, uniforms, min_area: float):
     # Height and width of a box for each try, rounded half to even, as Python rounds.
     pixels = tf.cast(height, tf.float64) * tf.cast(width, tf.float64)
@@ -116,12 +131,15 @@ def resize_bicubic(image, image_size):
     """Antialiased bicubic resize; an image that already has the size stays as it is.
 
     Args:
-        image: uint8 (H, W, C).
+        image: uint8 or uint16 (H, W, C), C is known.
         image_size: (height, width) in pixels, integers or int32 (2,).
 
     Returns:
-        uint8 (height, width, C).
+        (height, width, C), of the image's type.
     """
+    image = tf.convert_to_tensor(image)
+    if is_wide(image.shape[2], image.dtype.name):
+        return _resize(image, image_size)
     shape = tf.shape(image)
     shrinkage = shape[:2] - tf.stack(image_size)
     # As Pillow 13 does, since the second pass then has less to do.
@@ -154,34 +172,42 @@ def _resize_height(image, height):
 
 def _resize(image, size):
     resized = tf.image.resize(image, size, method="bicubic", antialias=True)
-    return tf.cast(tf.floor(tf.clip_by_value(resized, 0.0, 255.0) + 0.5), tf.uint8)
+    return tf.cast(tf.floor(tf.clip_by_value(resized, 0.0, image.dtype.max) + 0.5), image.dtype)
 
 
-def random_view(encoded, seed, image_size, *, channels=3, min_area=0.2, flip=True, clamped=False):
+def random_view(
+    encoded, seed, image_size, *, channels=3, dtype="uint8", min_area=0.2, flip=True, clamped=False, fixed=None
+):
     """What training sees: a random resized crop, flipped half of the times.
 
     Args:
-        encoded: string scalar, a JPEG, PNG or WebP.
+        encoded: string scalar, a JPEG, PNG, WebP or array.
         seed: int64 (2,), of the sample in this epoch (`sample_seed`).
         image_size: (height, width) of the result in pixels.
-        channels: 1 (grey) or 3 (RGB).
+        channels, dtype: as for `decode.decode_image`.
         min_area: lower bound of the crop's share of the image's area.
         flip: whether to flip horizontally with probability .5.
         clamped: whether the box is `clamped_crop_box`'s, as in the linear probe, instead of `random_crop_box`'s.
+        fixed: a `FixedCrop` instead; None: a random resized crop.
 
     Returns:
-        uint8 (height, width, channels).
+        (height, width, channels) of `dtype`.
     """
     uniforms = draw_uniform(seed, "crop", (CROP_TRIES, 4), "float64")
-    choose_box = clamped_crop_box if clamped else random_crop_box
-    image = decode_crop(encoded, lambda height, width: choose_box(height, width, uniforms, min_area), channels)
+
+    def choose_box(height, width):
+        if fixed is not None:
+            return fixed_crop_box(height, width, uniforms, fixed)
+        return (clamped_crop_box if clamped else random_crop_box)(height, width, uniforms, min_area)
+
+    image = decode_crop(encoded, choose_box, channels, dtype)
     image = resize_bicubic(image, image_size)
     if flip:
         image = tf.cond(draw_uniform(seed, "flip", ()) < 0.5, lambda: image[:, ::-1], lambda: image)
     return tf.ensure_shape(image, (*image_size, channels))
 
 
-def eval_view(encoded, image_size, resize_size: int, *, channels=3):
+def eval_view(encoded, image_size, resize_size: int, *, channels=3, dtype="uint8"):
     """What evaluation sees: the centre of the image.
 
     A square view is torchvision's Resize(resize_size) and CenterCrop: the image's short side is resized to
@@ -189,15 +215,15 @@ def eval_view(encoded, image_size, resize_size: int, *, channels=3):
     image is resized so that it just covers the view enlarged by that factor.
 
     Args:
-        encoded: string scalar, a JPEG, PNG or WebP.
+        encoded: string scalar, a JPEG, PNG, WebP or array.
         image_size: (height, width) of the result in pixels.
         resize_size: pixels, at least the short side of `image_size`.
-        channels: 1 (grey) or 3 (RGB).
+        channels, dtype: as for `decode.decode_image`.
 
     Returns:
-        uint8 (height, width, channels).
+        (height, width, channels) of `dtype`.
     """
-    image = decode_image(encoded, channels)
+    image = decode_image(encoded, channels, dtype)
     shape = tf.shape(image)[:2]
     image = resize_bicubic(image, covering_size(shape[0], shape[1], image_size, resize_size))
     margin = tf.cast(tf.shape(image)[:2] - tf.constant(image_size), tf.float64)

@@ -5,7 +5,7 @@ independently. A tar holds no time, owner, host or path of the machine: the same
 the same bytes. A sample is a few members that share a key, its number in the split:
 
     00000041.cls     the label, an ASCII integer, where classes are known
-    00000041.jpg     the image (`image_files` says when it is converted); jpg, png or webp by its contents
+    00000041.jpg     the image (`image_files` says when it is converted); jpg, png, webp or npy by its contents
     00000041.json    {"source": "cat/41.JPEG"}, and further columns of the source
     00000041.seg.png further members that the source has
 
@@ -24,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from pipeline import storage
+from pipeline.array_files import ArrayKind, array_kind
 from pipeline.image_files import NOTES, ImageOptions, prepare_image
 from pipeline.locations import Location, SourceError, SourceUnavailable, is_url, is_web, join, read_location
 from pipeline.manifest import Shard
@@ -40,8 +41,6 @@ LISTED_NOTES = NOTES.keys() - {"resized", "reencoded", "kept_smaller"}
 # Some addresses of a long list always belong to servers that are gone; so many in a row mean that the network is.
 MAX_SILENT = 100
 MAX_LISTED = 1000  # names of each kind in a shard
-# Members that show the same pixels as the image, so that they have to be changed with it.
-_SPATIAL_EXTENSIONS = (*IMAGE_EXTENSIONS, "npy")
 _WRITE_BYTES = 1 << 20
 _ZEROS = bytes(BLOCK)
 
@@ -58,6 +57,7 @@ class ShardTask:
         items: the shard's samples, in order.
         image_options: how images are checked and stored.
         skip_damaged: whether a sample that cannot be used is left out and listed, instead of ending the work.
+        arrays: what the images must be, where they are arrays; None: pictures.
     """
 
     root: str
@@ -67,6 +67,7 @@ class ShardTask:
     items: Sequence[Item]
     image_options: ImageOptions = ImageOptions()
     skip_damaged: bool = False
+    arrays: ArrayKind | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def write_shard(task: ShardTask) -> WrittenShard:
         keys = (f"{task.first_sample + i:0{KEY_DIGITS}d}" for i in range(len(task.items)))
         for key, item, read in zip(keys, task.items, _read_items(task.items), strict=True):
             try:
-                members, found = _sample_members(item, read(), task.image_options)
+                members, found = _sample_members(item, read(), task.image_options, task.arrays)
             except SourceError as error:
                 silent = silent + 1 if isinstance(error, SourceUnavailable) else 0
                 if not task.skip_damaged or silent > (MAX_SILENT if is_web(item.image.file) else 0):
@@ -171,11 +172,15 @@ def _read_listed(location: Location) -> bytes:
 
 
 def _sample_members(
-    item: Item, contents: list[bytes], image_options: ImageOptions
+    item: Item, contents: list[bytes], image_options: ImageOptions, arrays: ArrayKind | None
 ) -> tuple[dict[str, bytes], Sequence[str]]:
     # The sample's files by extension, and what is to be noted about its image.
     try:
         image = prepare_image(contents[0], image_options, item.name)
+        if (kind := array_kind(image.data)) != arrays:
+            received = f"an array, {kind}" if kind else "a picture"
+            expected = f"arrays, {arrays}" if arrays else "pictures (JPEG, PNG or WebP)"
+            raise ValueError(f"it is {received}; the images of this shard set are {expected}")
     except ValueError as error:
         raise SourceError(f"{item.name!r} cannot be used: {error}") from None
     members = {image.extension: image.data, "json": item.json_member()}
@@ -188,7 +193,7 @@ def _sample_members(
                 f"{item.name!r} has a further member {extension!r}, which is the name of its image, label or json; "
                 f"give it another, such as 'seg.{extension}'"
             )
-        if is_changed and extension.rpartition(".")[2] in _SPATIAL_EXTENSIONS:
+        if is_changed and extension.rpartition(".")[2] in IMAGE_EXTENSIONS:  # it shows the same pixels
             raise SourceError(
                 f"{item.name!r} has a further member {extension!r} that would not fit its image any more; "
                 "leave --resize_short_side and --exif=apply out for such samples"

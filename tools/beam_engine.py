@@ -22,6 +22,7 @@ from typing import Any
 
 from keras_mae.commandline import CommandError
 from pipeline import storage
+from pipeline.array_files import ArrayKind
 from pipeline.image_files import ImageOptions
 from pipeline.locations import Location, SourceError, is_url, join, read_location
 from pipeline.sources import Item
@@ -82,7 +83,9 @@ def task_from_json(data: bytes) -> ShardTask:
         )
         for item in content["items"]
     ]
-    return ShardTask(**{**content, "items": items, "image_options": ImageOptions(**content["image_options"])})
+    arrays = content["arrays"] and ArrayKind(*content["arrays"])
+    image_options = ImageOptions(**content["image_options"])
+    return ShardTask(**{**content, "items": items, "image_options": image_options, "arrays": arrays})
 
 
 def write_shard_of(place: tuple[str, int], root: str, failure: str, versions: dict[str, str]) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from keras_mae.commandline import CommandError
 from pipeline import storage
+from pipeline.array_files import MAX_HEADER_BYTES, ArrayKind, read_array_header
 from pipeline.locations import SourceError, file_status, is_url, join, named_errors, open_file
 from pipeline.manifest import (
     MANIFEST_NAME,
@@ -23,7 +24,15 @@ from pipeline.manifest import (
     load_manifest,
     write_manifest,
 )
-from pipeline.shard_index import IMAGE_EXTENSIONS, LABEL_EXTENSION, Member, index_bytes, parse_label, split_name
+from pipeline.shard_index import (
+    ARRAY_EXTENSION,
+    IMAGE_EXTENSIONS,
+    LABEL_EXTENSION,
+    Member,
+    index_bytes,
+    parse_label,
+    split_name,
+)
 from pipeline.sidecars import TIMM_NAME, sidecar_files, wids_name
 from pipeline.sources.tar_files import find_tars
 from pipeline.sources.webdataset import MAX_UNNAMED_CLASSES
@@ -47,10 +56,12 @@ class IndexedTar:
     Attributes:
         shard: as the manifest lists it.
         num_classes: one more than its largest label; None: its samples have none.
+        arrays: what its images are, where they are arrays; None: they are pictures.
     """
 
     shard: Shard
     num_classes: int | None
+    arrays: ArrayKind | None
 
 
 def index_in_place(
@@ -76,7 +87,7 @@ def index_in_place(
     Raises:
         CommandError: the tars lie in several folders, the folder has a split with this name or one of the tars, or
             holds other files with the names of an index or a sidecar.
-        SourceError: a tar is damaged, or has a sample without an image or label.
+        SourceError: a tar is damaged, or has a sample without an image or label, or both pictures and arrays.
         ManifestError: the folder holds a damaged shard set.
         OSError: the folder cannot be written.
     """
@@ -94,8 +105,9 @@ def index_in_place(
         refuse_foreign_indexes(root, names)
         tars = _index_all(files, workers)
         classes = _agree_on_classes(tars, classes, existing)
+        arrays = _agree_on_arrays(tars, existing)
         shards = tuple(tar.shard for tar in tars)
-        made = Split(split, sum(s.samples for s in shards), shards, {"in_place": True}, library_versions())
+        made = Split(split, sum(s.samples for s in shards), shards, {"in_place": True}, library_versions(), arrays)
         shard_set = ShardSet(root, classes, {**(existing.splits if existing else {}), split: made})
         for name, data in sidecar_files(shard_set).items():
             storage.write_atomically(join(root, name), data)
@@ -165,11 +177,12 @@ def index_tar(file: str) -> IndexedTar:
     """Reads a tar and writes its index beside it.
 
     Raises:
-        SourceError: it is damaged, or has a sample without an image, or labels for some of its samples.
+        SourceError: it is damaged, or has a sample without an image, or labels for some of its samples, or images of
+            different kinds.
     """
     name = os.path.basename(file)
     size = file_status(file).size
-    rows, labels = [], []
+    rows, labels, arrays = [], [], []
     with open_file(file) as opened, named_errors(file):
         try:
             for sample in samples_of(tar_members(opened, size)):
@@ -180,6 +193,12 @@ def index_tar(file: str) -> IndexedTar:
             raise SourceError(f"{file} {damage}. Copy the tar again, or make it again") from None
         for row in rows:
             labels.append(_read_label(file, opened, row))
+            arrays.append(_read_arrays(file, opened, row))
+            if arrays[-1] != arrays[0]:
+                raise SourceError(
+                    f"{file}: the image of sample {split_name(row[0].name)[0]!r} is {_described(arrays[-1])}, and that "
+                    f"of the first sample {_described(arrays[0])}; a shard set holds images of one kind"
+                )
         opened.seek(0)
         digest = hashlib.sha256()
         while chunk := opened.read(_CHUNK):
@@ -191,7 +210,7 @@ def index_tar(file: str) -> IndexedTar:
         raise SourceError(f"{file} has labels for some of its samples only: {key!r} has none")
     storage.write_atomically(os.path.join(os.path.dirname(file), index_name(name)), index_bytes(rows))
     num_classes = None if labels[0] is None else max(labels) + 1
-    return IndexedTar(Shard(name, size, digest.hexdigest(), len(rows), index_name(name)), num_classes)
+    return IndexedTar(Shard(name, size, digest.hexdigest(), len(rows), index_name(name)), num_classes, arrays[0])
 
 
 def _check_row(file: str, key: str, members: Sequence) -> list[Member]:
@@ -214,6 +233,40 @@ def _check_row(file: str, key: str, members: Sequence) -> list[Member]:
             f"expected one of {', '.join(IMAGE_EXTENSIONS)}"
         )
     return row
+
+
+def _read_arrays(file: str, opened, row: Sequence[Member]) -> ArrayKind | None:
+    by_extension = {member.extension.lower(): member for member in row}
+    extension = next(extension for extension in IMAGE_EXTENSIONS if extension in by_extension)
+    if extension != ARRAY_EXTENSION:
+        return None
+    member = by_extension[extension]
+    opened.seek(member.offset)
+    try:
+        return read_array_header(opened.read(min(member.size, 16 + MAX_HEADER_BYTES)), size=member.size).kind
+    except ValueError as error:
+        raise SourceError(f"{file}: {member.name!r} cannot be read: {error}") from None
+
+
+def _described(arrays: ArrayKind | None) -> str:
+    return "a picture" if arrays is None else f"an array, {arrays}"
+
+
+def _agree_on_arrays(tars: Sequence[IndexedTar], existing: ShardSet | None) -> ArrayKind | None:
+    arrays = tars[0].arrays
+    for tar in tars:
+        if tar.arrays != arrays:
+            raise SourceError(
+                f"an image of {tar.shard.file} is {_described(tar.arrays)}, and one of {tars[0].shard.file} is "
+                f"{_described(arrays)}; index them as shard sets of their own, in two folders"
+            )
+    for split in existing.splits.values() if existing is not None else ():
+        if split.arrays != arrays:
+            raise CommandError(
+                f"an image of the tars is {_described(arrays)}, and one of split {split.name!r} of {existing.root} is "
+                f"{_described(split.arrays)}; a shard set holds images of one kind"
+            )
+    return arrays
 
 
 def _read_label(file: str, opened, row: Sequence[Member]) -> int | None:

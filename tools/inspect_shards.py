@@ -22,11 +22,13 @@ from PIL import Image, UnidentifiedImageError
 
 from keras_mae import commandline
 from keras_mae.commandline import CommandError
+from pipeline.array_files import is_array, read_array, read_array_header
 from pipeline.atomic import open_atomically, temporary_path
 from pipeline.image_headers import read_header
 from pipeline.locations import Location, SourceError, is_url, join, open_file, read_location
 from pipeline.manifest import ManifestError, Shard, ShardSet, Split, load_manifest
 from pipeline.shard_index import ShardIndex, parse_label, read_index
+from tools.array_pictures import as_pictures
 from tools.progress import Progress
 from tools.shard_figures import NUM_THUMBNAILS, crop_thumbnail, draw_inspection, table
 
@@ -42,8 +44,8 @@ class OpenedImage(NamedTuple):
     Attributes:
         width: pixels, as stored.
         height: pixels, as stored.
-        mode: Pillow's name of the colour space: "RGB", "L" (grey), "CMYK", ...
-        format: Pillow's name of the format of the contents: "JPEG", "PNG", ...
+        mode: Pillow's name of the colour space: "RGB", "L" (grey), "CMYK", ...; of an array its type and channels.
+        format: Pillow's name of the format of the contents: "JPEG", "PNG", ...; "NPY" of an array.
         is_turned: whether its EXIF orientation asks viewers to turn or mirror the stored pixels; readers do not.
     """
 
@@ -266,6 +268,8 @@ class _Images:
 
 
 def _open_image(encoded: bytes, with_thumbnail: bool) -> tuple[OpenedImage, np.ndarray | None]:
+    if is_array(encoded):
+        return _open_array(encoded, with_thumbnail)
     header = read_header(encoded)  # raises where a file is cut, which Pillow opens without a word
     is_turned = header is not None and header.orientation != 1
     with warnings.catch_warnings():
@@ -273,6 +277,15 @@ def _open_image(encoded: bytes, with_thumbnail: bool) -> tuple[OpenedImage, np.n
         with Image.open(io.BytesIO(encoded)) as image:
             opened = OpenedImage(image.width, image.height, image.mode, image.format, is_turned)
             return opened, crop_thumbnail(image) if with_thumbnail else None
+
+
+def _open_array(encoded: bytes, with_thumbnail: bool) -> tuple[OpenedImage, np.ndarray | None]:
+    kind, height, width, _ = read_array_header(encoded)
+    opened = OpenedImage(width, height, str(kind), "NPY", is_turned=False)
+    if not with_thumbnail:
+        return opened, None
+    pixels = as_pictures(read_array(encoded))
+    return opened, crop_thumbnail(Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[:, :, 0]))
 
 
 def main(argv: list[str]) -> int:

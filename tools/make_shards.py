@@ -2,7 +2,8 @@
 
   python -m tools.make_shards --input=IMAGES --output=SHARDS
 
-IMAGES holds a folder of JPEG, PNG or WebP files for each class, or the files themselves (then without labels).
+IMAGES holds a folder of JPEG, PNG or WebP files for each class, or the files themselves (then without labels). Instead
+of such pictures they can be arrays: .npy files of uint8 or uint16, (H, W) or (H, W, channels).
 Other sources:
 
   --source=imagenet --train_tar=ILSVRC2012_img_train.tar --val_tar=ILSVRC2012_img_val.tar \\

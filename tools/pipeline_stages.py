@@ -58,6 +58,7 @@ def _prepare_images(
     box, out = np.empty(4, np.int64), np.empty((image_size, image_size, CHANNELS), np.uint8)
     workspace = np.empty(0, np.uint8)
     moments = np.empty((count, 4))  # of each image: before it, and after each of three steps
+    augment = None if policy is None else augment_host.augmentation(policy, "rand_augment")
     for sample in range(count):
         moments[sample, 0] = time.thread_time()
         image = decode_image(block.encoded(sample), CHANNELS)
@@ -68,7 +69,7 @@ def _prepare_images(
             workspace = np.empty(size, np.uint8)
         crop_resize(image, box, bool(rng.integers(2)), workspace, out)
         moments[sample, 2] = time.thread_time()
-        if policy is not None:
-            augment_host.apply(out, policy.choose(rng.random(policy.num_draws)))
-        moments[sample, 3] = moments[sample, 2] if policy is None else time.thread_time()
+        if augment is not None:
+            augment(np.array((sample, 0)), out)
+        moments[sample, 3] = moments[sample, 2] if augment is None else time.thread_time()
     return dict(zip(("decode", "crop_resize", "augment"), np.diff(moments).sum(axis=0).tolist(), strict=True))

@@ -97,7 +97,8 @@ def _repair_split(
         made = {}
         for number in numbers:
             log(f"{shard_name(name, number)}: making it again")
-            made[number] = write_shard(plan.task(number, source, work, label_map, options.images, skip_damaged=True))
+            task = plan.task(number, source, work, label_map, options.images, skip_damaged=True, arrays=split.arrays)
+            made[number] = write_shard(task)
         listed = {shard.file: shard for shard in split.shards}
         for written in made.values():
             if written.shard != listed.get(written.shard.file):

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from pipeline import storage
+from pipeline.array_files import ArrayKind, array_kind
 from pipeline.image_files import ImageOptions, prepare_image
 from pipeline.locations import Location, SourceError, file_status, join, named_errors, open_file, read_location
 from pipeline.manifest import MANIFEST_NAME, Shard, ShardSet, file_faults
@@ -52,6 +53,7 @@ class ShardCheck:
         number: its number in the manifest's list.
         shard: as the manifest lists it.
         num_classes: of the shard set; None where it has none.
+        arrays: what the images are, where they are arrays; None: they are pictures.
         deep: whether every image is decoded.
     """
 
@@ -60,6 +62,7 @@ class ShardCheck:
     number: int
     shard: Shard
     num_classes: int | None
+    arrays: ArrayKind | None
     deep: bool
 
 
@@ -80,7 +83,7 @@ def find_faults(
     chosen = [split for split in shard_set.splits.values() if splits is None or split.name in splits]
     num_classes = None if shard_set.classes is None else len(shard_set.classes)
     checks = [
-        ShardCheck(shard_set.root, split.name, number, shard, num_classes, deep)
+        ShardCheck(shard_set.root, split.name, number, shard, num_classes, split.arrays, deep)
         for split in chosen
         for number, shard in enumerate(split.shards)
     ]
@@ -199,9 +202,13 @@ def _sample_faults(check: ShardCheck, samples: list[list[Member]]) -> Iterator[s
                 yield f"{key} has no image"
             elif check.deep:
                 try:
-                    prepare_image(_read(file, image), _DECODE)
+                    kind = array_kind(prepare_image(_read(file, image), _DECODE).data)
                 except ValueError as error:
                     yield f"{key} has a damaged image: {error}"
+                else:
+                    if kind != check.arrays:
+                        received, expected = kind or "a picture", check.arrays or "a picture"
+                        yield f"{key} has an image of another kind: {received}, expected {expected}"
             if (label is None) != (check.num_classes is None):
                 yield f"{key} has {'no label' if label is None else 'a label'}, unlike the manifest's classes"
             elif label is not None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_mae.commandline import CommandError
 from pipeline import splitting, writing
+from pipeline.array_files import ArrayKind
 from pipeline.image_files import ImageOptions
 from pipeline.manifest import check_split_name
 from pipeline.sources import Listing, Source
@@ -124,6 +125,7 @@ class SplitPlan:
         label_map: np.ndarray | None,
         image_options: ImageOptions,
         skip_damaged: bool,
+        arrays: ArrayKind | None,
     ) -> ShardTask:
         """The task of one shard.
 
@@ -134,12 +136,13 @@ class SplitPlan:
             label_map: the shard set's label for each label of the source; None: they are the same.
             image_options: as in `ShardTask`.
             skip_damaged: as in `ShardTask`.
+            arrays: as in `ShardTask`.
         """
         samples = self.ranges[number]
         items = source.items(self.positions[samples.start : samples.stop].tolist())
         if label_map is not None:
             items = [dataclasses.replace(item, label=int(label_map[item.label])) for item in items]
-        return ShardTask(root, self.split, number, samples.start, items, image_options, skip_damaged)
+        return ShardTask(root, self.split, number, samples.start, items, image_options, skip_damaged, arrays)
 
 
 def plan_splits(listing: Listing, options: ShardOptions) -> list[SplitPlan]:

@@ -13,6 +13,7 @@ import PIL
 import keras_mae
 from keras_mae.commandline import CommandError
 from pipeline import storage
+from pipeline.array_files import ArrayKind
 from pipeline.locations import SourceError, SourceUnavailable, join
 from pipeline.manifest import MANIFEST_NAME, Shard, ShardSet, Split, file_faults, write_manifest
 from pipeline.sidecars import sidecar_files
@@ -37,6 +38,7 @@ class ShardRun:
         stamp: of the source's listing.
         source: of the samples.
         label_map: the shard set's label for each label of the source; None: they are the same.
+        arrays: what the images are, where they are arrays; None: they are pictures.
         options: what `recorded` was made from.
         skip_damaged: whether images that cannot be used are left out.
         restart: whether shards of an unfinished run are deleted, instead of going on with them.
@@ -48,6 +50,7 @@ class ShardRun:
     stamp: str
     source: Source
     label_map: np.ndarray | None
+    arrays: ArrayKind | None
     options: ShardOptions
     skip_damaged: bool
     restart: bool
@@ -107,7 +110,9 @@ class ShardRun:
         sizes = {(plan.split, number): plan.shard_bytes(number) for plan, number in todo}
         progress = Progress(sum(len(plan.ranges[number]) for plan, number in todo), sum(sizes.values()))
         tasks = (
-            plan.task(number, self.source, self.root, self.label_map, self.options.images, self.skip_damaged)
+            plan.task(
+                number, self.source, self.root, self.label_map, self.options.images, self.skip_damaged, self.arrays
+            )
             for plan, number in todo
         )
         try:
@@ -167,7 +172,7 @@ class ShardRun:
                     f"{shards[0].skipped[0][1]}"
                 )
             tars = tuple(shard.shard for shard in shards)
-            splits[plan.split] = Split(plan.split, samples, tars, self.recorded, library_versions())
+            splits[plan.split] = Split(plan.split, samples, tars, self.recorded, library_versions(), self.arrays)
             reports[plan.split] = split_report(shards, {"last_run": times})
         shard_set = ShardSet(self.root, classes, splits)
         write_report(self.root, reports)

@@ -18,6 +18,7 @@ from pipeline.manifest import MANIFEST_NAME, ShardSet, load_manifest
 from pipeline.sources import Listing, Source
 from pipeline.writing import ShardTask, WrittenShard
 from tools import unfinished, worker_pool
+from tools.array_inputs import find_arrays
 from tools.foreign_files import refuse_foreign_files
 from tools.output_lock import locked
 from tools.progress import announced
@@ -84,9 +85,12 @@ def make_shards(
             log(f"{root} has {' and '.join(options.splits)} of these images and options already: nothing to do")
             return existing
         classes, label_map = known_classes(listing, existing)
+        arrays = find_arrays(source, len(listing), existing, options.images)
         refuse_foreign_files(root, options.splits)
         engine = engine or _local_engine(workers)
-        run = ShardRun(root, recorded, listing.stamp, source, label_map, options, on_error == "skip", restart, log)
+        run = ShardRun(
+            root, recorded, listing.stamp, source, label_map, arrays, options, on_error == "skip", restart, log
+        )
         shard_set, written = run.write(plan_splits(listing, options), existing, classes, engine)
     log(_summary(shard_set, options.splits, written))
     return shard_set
@@ -222,6 +226,7 @@ def _summary(shard_set: ShardSet, names: Sequence[str], written: Sequence[Writte
     samples = " + ".join(f"{split.samples} samples ({split.name})" for split in splits)
     size = sum(shard.bytes for shard in shards) / 1e6
     num_shards = _number_of(len(shards), "shard", "shards")
-    line = f"wrote {samples}, {_counted(shard_set.classes)}, {num_shards}, {size:.1f} MB, to {shard_set.root}"
+    arrays = f", arrays, {splits[0].arrays}" if splits[0].arrays else ""
+    line = f"wrote {samples}{arrays}, {_counted(shard_set.classes)}, {num_shards}, {size:.1f} MB, to {shard_set.root}"
     noted = ", ".join(f"{count} {note}" for note, count in total_counts(written).items() if count)
     return f"{line}\n{noted} (see {join(shard_set.root, REPORT_NAME)})" if noted else line

@@ -34,6 +34,7 @@ from pipeline.locations import SourceError
 from pipeline.manifest import ManifestError, load_manifest
 from pipeline.philox import purpose_tag
 from pipeline.view_options import VIEWS
+from tools.array_pictures import as_pictures
 from tools.shard_figures import GREY, STYLE
 
 FLAGS = flags.FLAGS
@@ -113,13 +114,13 @@ def see(samples: Sequence[Sample], options: LoadOptions, later: int, mask_ratio:
         patch_size: side of a patch in pixels.
 
     Returns:
-        uint8 (samples, height, width, channels).
+        uint8 or uint16 (samples, height, width, channels).
 
     Raises:
         CommandError: an image is damaged.
     """
     pairs = [(sample.epoch + later, sample.index) for sample in samples]
-    view, images = make_view(options), np.empty((len(samples), *options.image_shape), np.uint8)
+    view, images = make_view(options), np.empty((len(samples), *options.image_shape), options.dtype)
     epochs, index = (np.array(column, np.int64) for column in zip(*pairs, strict=True))
     seeds = sample_seeds(options.seed, epochs, index)
     for sample, seed, image in zip(samples, seeds, images, strict=True):
@@ -134,7 +135,7 @@ def mask_images(images: np.ndarray, seeds: np.ndarray, mask_ratio: float, patch_
     """Greys out the patches that pre-training removes.
 
     Args:
-        images: uint8 (samples, height, width, channels).
+        images: uint8 or uint16 (samples, height, width, channels).
         seeds: int64 (samples, 2), of the samples in an epoch.
         mask_ratio: share of the patches.
         patch_size: side of a patch in pixels.
@@ -146,18 +147,28 @@ def mask_images(images: np.ndarray, seeds: np.ndarray, mask_ratio: float, patch_
     draw_rows(seeds, purpose_tag(f"noise/{NOISE}"), noise)
     mask = np.asarray(random_masking(noise, num_visible(rows * columns, mask_ratio))[2])  # 1 = removed
     mask = mask.reshape(-1, rows, columns).repeat(patch_size, axis=1).repeat(patch_size, axis=2)  # (samples, H, W)
-    return np.where(mask[..., np.newaxis] > 0, np.uint8(MASKED_LEVEL), images)
+    level = images.dtype.type(MASKED_LEVEL if images.dtype == np.uint8 else images.max() / 2)
+    return np.where(mask[..., np.newaxis] > 0, level, images)
 
 
-def draw(samples: Sequence[Sample], draws: Sequence[np.ndarray], heading: str, output: str, channels: int) -> None:
+def draw(
+    samples: Sequence[Sample],
+    draws: Sequence[np.ndarray],
+    heading: str,
+    output: str,
+    channels: int,
+    dtype: str = "uint8",
+) -> None:
     """Writes the figure: a sheet of the only draw, or one row for each sample with all its draws.
+
+    Images are shown as `as_pictures` shows them, one by one.
 
     Args:
         samples: as they are stored.
         draws: for each epoch, the samples as they are seen.
         heading: of the figure.
         output: PNG file.
-        channels: 1 (grey) or 3 (RGB), of the stored images.
+        channels, dtype: of the stored images, as for `host_decode.decode_image`.
     """
     if len(draws) == 1:
         columns = min(COLUMNS, len(samples))
@@ -165,7 +176,7 @@ def draw(samples: Sequence[Sample], draws: Sequence[np.ndarray], heading: str, o
     else:
         columns, cells = 1 + len(draws), []
         for number, sample in enumerate(samples):
-            cells.append((decode_image(sample.encoded, channels).copy(), sample_title(sample)))
+            cells.append((decode_image(sample.encoded, channels, dtype).copy(), sample_title(sample)))
             cells += [(images[number], f"epoch {sample.epoch + later}") for later, images in enumerate(draws)]
     rows = -(-len(cells) // columns)
     width, height = max(2 * MARGIN + columns * CELL, 5), HEAD + rows * (CELL + TITLE_HEIGHT) + MARGIN
@@ -177,7 +188,7 @@ def draw(samples: Sequence[Sample], draws: Sequence[np.ndarray], heading: str, o
             bottom = height - HEAD - (row + 1) * (CELL + TITLE_HEIGHT)
             place = ((MARGIN + column * CELL) / width, bottom / height, 0.95 * CELL / width, 0.95 * CELL / height)
             axes = figure.add_axes(place)
-            axes.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255)
+            axes.imshow(as_pictures(image).squeeze(), cmap="gray", vmin=0, vmax=255)
             axes.set_axis_off()
             axes.set_title(title, size=8, weight="normal", color=GREY, pad=3)
         with open_atomically(output) as file:
@@ -239,7 +250,8 @@ def main(argv: list[str]) -> int:
         step = FLAGS.step or math.ceil((FLAGS.epoch or 0) * options.split.samples / options.batch_size)
         samples = read_batch(options, step, min(FLAGS.count, options.batch_size))
         draws = [see(samples, options, later, FLAGS.mask_ratio, FLAGS.patch_size) for later in range(FLAGS.repeats)]
-    draw(samples, draws, _heading(options, step, FLAGS.rand_augment, FLAGS.mask_ratio), FLAGS.output, FLAGS.channels)
+    heading = _heading(options, step, FLAGS.rand_augment, FLAGS.mask_ratio)
+    draw(samples, draws, heading, FLAGS.output, options.channels, options.dtype)
     print(f"{FLAGS.output}: {len(samples)} images of batch {step}")
     return 0
 
@@ -250,7 +262,7 @@ def define_flags() -> None:
     flags.DEFINE_string("split", None, "Split of the shard set; unset: the only one.")
     flags.DEFINE_enum("view", "pretrain", VIEWS, "What is seen of an image; see `pipeline.load`.")
     flags.DEFINE_integer("image_size", 224, "Side in pixels.")
-    flags.DEFINE_integer("channels", 3, "1 (grey) or 3 (RGB).")
+    flags.DEFINE_integer("channels", 3, "1 (grey) or 3 (RGB); of arrays theirs, of which the first three are shown.")
     flags.DEFINE_integer("batch_size", 64, "Of the training; decides, with --step, which samples come.")
     flags.DEFINE_integer("count", 16, "Images of the batch to draw.", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "Of the training.")

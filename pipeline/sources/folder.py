@@ -12,10 +12,13 @@ from pipeline.locations import Location, SourceError, is_url, is_web, join, name
 from pipeline.sources.base import Fingerprint, Item, Listing, PackedNames, json_member, sample_tar_bytes
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+ARRAY_SUFFIXES = (".npy",)
 
 
 class FolderSource:
     """A folder of images: one folder for each class, or the images directly in it (then without labels).
+
+    Images are pictures; where there are none, arrays (`.npy`). Beside pictures arrays are something else, and ignored.
 
     Class folders may have folders inside; every image below belongs to the class. Labels follow the sorted
     names of the class folders. Hidden files and folders are skipped, symbolic links are followed. What is no file,
@@ -37,11 +40,22 @@ class FolderSource:
         if not storage.is_folder(self.root):
             what = "is not a folder" if storage.exists(self.root) else "does not exist"
             raise SourceError(f"{self.root} {what}; expected a folder with images, or with one folder for each class")
+        for suffixes in (IMAGE_SUFFIXES, ARRAY_SUFFIXES):
+            listing = self._list(suffixes)
+            if len(listing):
+                return listing
+        raise SourceError(
+            f"{self.root} has no images: expected files ending in {', '.join(IMAGE_SUFFIXES + ARRAY_SUFFIXES)}, "
+            f"received {len(listing.ignored)} other files"
+        )
+
+    def _list(self, suffixes: tuple[str, ...]) -> Listing:
+        # All files with one of these suffixes; the others are ignored.
         self._names, sizes, class_of = PackedNames(), [], []
-        ignored, fingerprint, is_flat = [], Fingerprint(), None
+        ignored, fingerprint, is_flat = [], Fingerprint(), None  # not known before the first file
         classes: list[str] = []
         for file in _walk_url(self.root) if is_url(self.root) else _walk(self.root, "", frozenset()):
-            if not (file.is_regular and file.path.lower().endswith(IMAGE_SUFFIXES)):
+            if not (file.is_regular and file.path.lower().endswith(suffixes)):
                 ignored.append(file.path)
                 continue
             top = file.path.split("/", 1)[0] if "/" in file.path else None
@@ -55,18 +69,13 @@ class FolderSource:
             sizes.append(file.size)
             class_of.append(len(classes) - 1)
             fingerprint.add(file.path, file.size, modified=file.modified)
-        if not sizes:
-            raise SourceError(
-                f"{self.root} has no images: expected files ending in {', '.join(IMAGE_SUFFIXES)}, "
-                f"received {len(ignored)} other files"
-            )
         self._sizes = np.array(sizes, np.int64)
-        self._labels = None if is_flat else self._number_classes(classes, class_of)
+        self._labels = self._number_classes(classes, class_of) if classes else None
         json_sizes = np.fromiter((len(json_member(name)) for name in self._names), np.int64, len(sizes))
         return Listing(
-            sample_tar_bytes(self._sizes, json_sizes, not is_flat),
+            sample_tar_bytes(self._sizes, json_sizes, bool(classes)),
             self._labels,
-            None if is_flat else tuple(sorted(classes)),
+            tuple(sorted(classes)) if classes else None,
             fingerprint.contents(),
             fingerprint.stamp(),
             tuple(ignored),

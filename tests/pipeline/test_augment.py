@@ -1,20 +1,32 @@
 """What augmentation chooses, and that both ways to carry it out give the same pixels.
 
 Expected arguments are computed by hand from the levels; pixels come from exact identities, from Pillow's own
-ImageEnhance and ImageOps, and from TensorFlow Addons (fixture); timm's own ops are in tests/parity.
+ops (fixture), and from TensorFlow Addons (fixture); timm's own ops are in tests/parity.
 """
 
+import math
 from collections import Counter
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures import pillow_augmentation
 from fixtures.make_addons_reference import make_image
-from PIL import Image, ImageEnhance, ImageOps
 
 from pipeline import augment_graph, augment_host
-from pipeline.augment import JITTER_OPS, RAND_AUGMENT_OPS, ColorJitter, RandAugment, parse_rand_augment
+from pipeline.augment import (
+    JITTER_OPS,
+    RAND_AUGMENT_OPS,
+    SMALLEST_DRAW,
+    ColorJitter,
+    RandAugment,
+    parse_rand_augment,
+)
+from pipeline.compiled_geometry import round_to_15_digits
+from pipeline.compiled_normal import normal_quantile
+from pipeline.philox import draw_uniform
 
 RECIPE = parse_rand_augment("rand-m9-mstd0.5-inc1")
 JITTER = ColorJitter(0.4, 0.4, 1.5, 0.1)
@@ -202,6 +214,41 @@ def test_a_wrong_number_of_draws_is_refused(policy):
         policy.choose(np.zeros(4))
 
 
+def test_choices_equal_those_of_plain_python():
+    for policy in (RECIPE, RandAugment(0.5, 100.0, 3)):
+        for draws in np.random.default_rng(5).random((300, policy.num_draws)):
+            expected = []
+            for which, apply, height, direction in draws.reshape(-1, 4).tolist():
+                level = policy.magnitude + policy.magnitude_std * NormalDist().inv_cdf(max(height, SMALLEST_DRAW))
+                op = RAND_AUGMENT_OPS[int(which * 15)]
+                if apply < 0.5:
+                    change = min(max(level, 0.0), 10.0) / 10 * op.span
+                    change = int(change) if op.whole else change
+                    argument = op.base - change if op.signed and direction < 0.5 else op.base + change
+                    expected.append((op.name, argument if op.span else None))
+            assert policy.choose(draws) == expected
+
+
+def test_whole_arguments_are_integers():
+    assert [type(choose_one(name)) for name in ("Posterize", "Solarize", "SolarizeAdd", "Rotate")] == [int] * 3 + [
+        float
+    ]
+
+
+def test_quantiles_equal_pythons_to_the_bit():
+    rng = np.random.default_rng(6)
+    ends = 2.0 ** -rng.uniform(1, 53, 1000)
+    for probability in np.concatenate([[SMALLEST_DRAW, 0.075, 0.5, 0.925], rng.random(3000), ends, 1 - ends]).tolist():
+        assert normal_quantile(probability) == NormalDist().inv_cdf(probability)
+
+
+def test_rounding_to_15_digits_equals_pythons():
+    angles = np.random.default_rng(7).uniform(-math.pi, math.pi, 3000)
+    tiny = [0.0, 1e-16, 4.9e-16, 5e-16, -5e-16, 1.5e-15, -6e-16, 0.5, 1 - 2**-53, 1.0, -1.0]
+    for value in np.concatenate([tiny, np.cos(angles), np.sin(angles)]).tolist():
+        assert round_to_15_digits(value) == round(value, 15), value
+
+
 # The host's pixels
 
 
@@ -266,13 +313,83 @@ def test_solarize_and_posterize_by_hand():
         assert augment_host.apply(ramp, [(name, argument)]).flatten().tolist() == expected, name
 
 
-@pytest.mark.parametrize("image", IMAGES.values(), ids=IMAGES)
-@pytest.mark.parametrize("name", ["Color", "Contrast", "Brightness", "Sharpness"])
-def test_enhancements_equal_pillows(image, name):
-    picture = Image.fromarray(image.squeeze(-1) if image.shape[2] == 1 else image)
-    for factor in ARGUMENTS[name]:
-        expected = np.asarray(getattr(ImageEnhance, name)(picture).enhance(factor)).reshape(image.shape)
-        np.testing.assert_array_equal(augment_host.apply(image, [(name, factor)]), expected)
+def small_images():
+    """Noise, gradients and one colour, of sizes that filters hardly fit into, grey and RGB."""
+    rng = np.random.default_rng(0)
+    for height, width in ((1, 1), (1, 5), (5, 1), (2, 2), (3, 3), (4, 3), (16, 16), (13, 32)):
+        across, down = np.linspace(0, 255, width), np.linspace(0, 255, height)[:, np.newaxis]
+        for channels in (1, 3):
+            shape = height, width, channels
+            yield rng.integers(0, 256, shape, dtype=np.uint8)
+            yield rng.integers(100, 140, shape, dtype=np.uint8)
+            yield np.repeat(((across + down) / 2).astype(np.uint8)[..., np.newaxis], channels, axis=2)
+            yield np.broadcast_to(rng.integers(0, 256, channels, dtype=np.uint8), shape)
+
+
+def assert_equals_pillow(image, name, argument):
+    ours = augment_host.apply(image, [(name, argument)])
+    np.testing.assert_array_equal(ours, pillow_augmentation.apply(image, [(name, argument)]), f"{name} {argument}")
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_every_op_equals_pillows_to_the_bit(name):
+    for image in (*IMAGES.values(), *small_images()):
+        for argument in ARGUMENTS[name]:
+            assert_equals_pillow(image, name, argument)
+
+
+def test_whole_pixels_and_quarter_turns_equal_pillows_to_the_bit():
+    for image in (IMAGE, IMAGE[:, :21], *small_images()):
+        for argument in (90.0, -90.0, 180.0, 270.0, 360.0, 45.0, 1e-9):
+            assert_equals_pillow(image, "Rotate", argument)
+        for name in ("ShearX", "ShearY", "TranslateX", "TranslateY"):
+            for argument in (1.0, -1.0, 0.5, -0.25, 1 / 3, 1e-13, -1e-13):
+                assert_equals_pillow(image, name, argument)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_every_op_equals_pillows_for_many_arguments(name):
+    rng = np.random.default_rng(1)
+    low, high = (0, 1) if ARGUMENTS[name] == (None,) else (min(ARGUMENTS[name]), max(ARGUMENTS[name]))
+    waves = np.tile(make_image(), (7, 5, 1))
+    for number in range(400):
+        height, width = rng.integers(1, 140, 2)
+        image = rng.integers(0, 256, (height, width, 3), dtype=np.uint8) if number % 2 else waves[:height, :width]
+        argument = rng.uniform(low, high) if isinstance(low, float) else int(rng.integers(low, high + 1))
+        assert_equals_pillow(image[..., : 1 if number % 3 == 0 else 3], name, argument)
+
+
+@pytest.mark.parametrize("policy", [RECIPE, JITTER], ids=["RandAugment", "ColorJitter"])
+def test_several_ops_in_a_row_equal_pillows(policy):
+    for draws in np.random.default_rng(4).random((60, policy.num_draws)):
+        chosen = policy.choose(draws)
+        expected = pillow_augmentation.apply(IMAGE, chosen)
+        np.testing.assert_array_equal(augment_host.apply(IMAGE, chosen), expected, str(chosen))
+
+
+@pytest.mark.parametrize("policy", [RECIPE, JITTER], ids=["RandAugment", "ColorJitter"])
+def test_a_sample_is_augmented_from_its_seed(policy):
+    augment = augment_host.augmentation(policy, "any purpose")
+    seeds = np.array([[number, 7] for number in range(12)])
+    for seed, draws in zip(seeds, draw_uniform(seeds, "any purpose", policy.num_draws, "float64"), strict=True):
+        image = IMAGE.copy()
+        augment(seed, image)
+        np.testing.assert_array_equal(image, augment_host.apply(IMAGE, policy.choose(draws)))
+
+
+def test_applying_leaves_the_image_as_it_is():
+    image = IMAGE.copy()
+    for name, arguments in ARGUMENTS.items():
+        augment_host.apply(image, [(name, arguments[-1])])
+    np.testing.assert_array_equal(image, IMAGE)
+
+
+def test_a_view_of_an_image_can_be_augmented():
+    turned = IMAGE.transpose(1, 0, 2)[::-1]
+    turned.flags.writeable = False
+    expected = augment_host.apply(np.ascontiguousarray(turned), [("ShearX", 0.2)])
+    np.testing.assert_array_equal(augment_host.apply(turned, [("ShearX", 0.2)]), expected)
 
 
 def test_grey_of_any_hue_stays():
@@ -286,9 +403,8 @@ def test_a_third_of_a_turn_makes_red_green():
     np.testing.assert_array_equal(augment_host.apply(red, [("Hue", 1 / 3)])[0, 0], [0, 255, 0])
 
 
-def test_equalize_equals_pillows_on_both_hosts():
-    expected = np.asarray(ImageOps.equalize(Image.fromarray(IMAGE)))
-    np.testing.assert_array_equal(augment_host.apply(IMAGE, [("Equalize", None)]), expected)
+def test_equalize_equals_pillows_in_the_graph():
+    expected = pillow_augmentation.apply(IMAGE, [("Equalize", None)])
     np.testing.assert_array_equal(augment_graph.apply_op(tf.constant(IMAGE), "Equalize", 0), expected)
 
 

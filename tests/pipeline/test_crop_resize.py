@@ -6,8 +6,10 @@ from PIL import Image
 from pipeline import views
 from pipeline.crop_resize import (
     CROP_TRIES,
+    FixedCrop,
     choose_clamped_crop,
     choose_crop,
+    choose_fixed_crop,
     crop_resize,
     resize,
     workspace_bytes,
@@ -145,3 +147,32 @@ def test_boxes_of_the_greatest_draws_lie_inside(choose):
     for height, width in [(1, 1), (7, 500), (333, 333), (65500, 65500)]:
         ((top, left, h, w),) = host_boxes(choose, height, width, greatest, 0.08)
         assert top + h <= height and left + w <= width
+
+
+@pytest.mark.parametrize(
+    ("shape", "aspect", "box"),
+    [
+        ((375, 500), 1.0, (23, 86, 328, 328)),  # 7/8 of the short side: 328.125
+        ((500, 375), 1.0, (86, 23, 328, 328)),
+        ((256, 256), 2.0, (72, 16, 112, 224)),  # twice as wide as high: 256 x 128 covers it
+        ((1, 1), 1.0, (0, 0, 1, 1)),
+    ],
+)
+def test_a_central_crop_of_fixed_size_is_the_one_computed_by_hand(shape, aspect, box):
+    found = np.empty(4, np.int64)
+    fixed = FixedCrop(224 / 256, aspect, True)
+    choose_fixed_crop(*shape, np.zeros(40), fixed, found)
+    assert tuple(found) == box
+    in_graph = views.fixed_crop_box(*shape, tf.zeros((CROP_TRIES, 4), tf.float64), fixed)
+    assert tuple(in_graph.numpy()) == box
+
+
+def test_crops_of_fixed_size_lie_anywhere_inside():
+    fixed, box, places = FixedCrop(0.5, 1.0, False), np.empty(4, np.int64), set()
+    for draws in np.random.default_rng(0).uniform(size=(400, 40)):
+        choose_fixed_crop(6, 8, draws, fixed, box)
+        assert tuple(box[2:]) == (3, 3)
+        places.add((int(box[0]), int(box[1])))
+        in_graph = views.fixed_crop_box(6, 8, tf.constant(draws.reshape(CROP_TRIES, 4)), fixed)
+        np.testing.assert_array_equal(in_graph, box)
+    assert places == {(top, left) for top in range(4) for left in range(6)}

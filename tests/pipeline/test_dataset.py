@@ -35,7 +35,7 @@ def textured_set(tmp_path_factory):
     )
 
 
-@pytest.fixture(scope="module", params=["host", "graph"])
+@pytest.fixture(scope="module", params=["host", pytest.param("graph", marks=pytest.mark.slow)])
 def engine(request):
     return request.param
 
@@ -105,7 +105,7 @@ def test_a_sample_is_the_same_whatever_the_batch_size(textured_set, engine, trai
     tf.nest.map_structure(np.testing.assert_array_equal, by_sample(large), by_sample(train_batches))
 
 
-@pytest.mark.parametrize("view", ["pretrain", "train", "probe", "eval"])
+@pytest.mark.parametrize("view", ["pretrain", "train", pytest.param("probe", marks=pytest.mark.slow), "eval"])
 def test_both_engines_give_the_same_batches(textured_set, view):
     load = functools.partial(pipeline.load, textured_set, view=view, **OPTIONS | {"channels": 3, "image_size": (5, 6)})
     for host, graph in zip(load(engine="host").take(4), load(engine="graph").take(4), strict=True):
@@ -113,6 +113,15 @@ def test_both_engines_give_the_same_batches(textured_set, view):
         difference = np.abs(host.pop("image").numpy().astype(int) - graph.pop("image").numpy())
         assert difference.max() <= 3 and difference.mean() < 0.5
         tf.nest.map_structure(np.testing.assert_array_equal, (host, host_rest), (graph, graph_rest))
+
+
+@pytest.mark.parametrize("crop", ["central", pytest.param("fixed", marks=pytest.mark.slow)])
+def test_both_engines_give_the_same_crops_of_fixed_size(textured_set, crop):
+    options = OPTIONS | {"view": "pretrain", "crop": crop, "channels": 3, "image_size": (5, 6), "resize_size": 9}
+    batches = [pipeline.load(textured_set, engine=engine, **options).take(3) for engine in ("host", "graph")]
+    for host, graph in zip(*batches, strict=True):
+        difference = np.abs(host["image"].numpy().astype(int) - graph["image"].numpy())
+        assert difference.max() <= 3 and difference.mean() < 0.5
 
 
 # The graph of a host takes a second to build.
@@ -257,8 +266,15 @@ def test_default_resize_size(sizes, expected):
         ({"data_service": "grpc://a:1", "engine": "host"}, "leave out engine='host'"),
         ({"data_service": "grpc://a:1", "stats": ReadingStats(3)}, "`max_corrupt` must be 0. Received: 3"),
         ({"cache_dir": "/dev/null/cache"}, "cache"),
-        ({"resize_size": 8}, "`resize_size` is for view 'eval', not for 'train'"),
+        (
+            {"resize_size": 8},
+            "`resize_size` is for view 'eval' and crops of fixed size, not for random",
+        ),
         ({"view": "eval", "min_area": 0.5}, "`min_area` is for training"),
+        ({"view": "eval", "crop": "fixed"}, "`crop` is for training"),
+        ({"view": "train", "crop": "fixed"}, "crop='fixed' is for view 'pretrain'"),
+        ({"view": "pretrain", "crop": "central", "min_area": 0.5}, "and takes no `min_area`.*min_area=0.5"),
+        ({"view": "pretrain", "crop": "centre"}, "`crop` must be one of random, fixed, central. Received: 'centre'"),
         ({"view": "eval", "start_step": 1}, "`start_step` must be 0 for view 'eval'"),
         ({"view": "eval", "resize_size": 5}, "`resize_size` must be at least 6.*Received: 5"),
     ],

@@ -99,6 +99,7 @@ def measure(loading: Loading, log=lambda line: None, **options) -> dict:
 
 
 @needs_affinity
+@pytest.mark.slow
 def test_results_have_every_contestant_stage_and_ratio(shards, in_this_process, tmp_path):
     loading = Loading("pretrain", 4, 16, 3, 2, shards=shards)
     results = measure(loading, scratch=str(tmp_path))
@@ -126,12 +127,14 @@ def test_results_have_every_contestant_stage_and_ratio(shards, in_this_process, 
     assert (engines.count("auto"), engines.count("graph")) == (3, 3)  # rounds
 
 
+@pytest.mark.slow
 def test_the_graph_engine_has_no_stages_but_the_whole(shards, in_this_process):
     results = measure(Loading("pretrain", 4, 16, 2, 1, engine="graph", shards=shards), repeats=1)
     assert list(results["contestants"]) == ["ours", "decode"]
     assert list(results["stages"]) == ["whole"]
 
 
+@pytest.mark.slow
 def test_without_shards_photographs_are_made_into_some(in_this_process, monkeypatch, tmp_path):
     results = measure(Loading("pretrain", 2, 16, 1, 1), samples=5, repeats=1, scratch=str(tmp_path))
     assert (results["shards"]["samples"], results["shards"]["jpegs"]) == (5, 5)
@@ -161,7 +164,7 @@ def test_images_that_are_no_jpeg_are_not_decoded_alone(tmp_path, in_this_process
     assert any("no JPEG" in line for line in lines)
 
 
-@pytest.mark.parametrize("engine", ["host", "graph"])
+@pytest.mark.parametrize("engine", ["host", pytest.param("graph", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("view, rand_augment", [("pretrain", None), ("train", None), ("train", RAND_AUGMENT)])
 def test_our_contestants_give_whole_batches(engine, view, rand_augment, loading, in_this_process, tmp_path):
     loading = dataclasses.replace(loading, engine=engine, view=view, rand_augment=rand_augment)
@@ -259,6 +262,7 @@ def test_the_script_of_peers_needs_nothing_of_this_project(tmp_path):
     assert "tools" not in script.read_text().replace("tools.benchmark", "").replace("tools/", "")
 
 
+@pytest.mark.slow
 def test_peers_that_are_not_installed_are_named_in_one_line(loading, in_this_process, monkeypatch):
     missing = {"torch": "not installed", "torchvision": "not installed"}
     found = {"versions": {"webdataset": "1.0.2"}, "missing": missing}
