@@ -2,32 +2,45 @@
 
 python -m keras_mae.finetune --recipe=vit_base --encoder=runs/base/export --data=SHARDS --run_dir=runs/base-finetuned
 
-`--encoder` takes `encoder.keras`, a `saved_model` folder, or the export folder that holds both. Every field of the
+`--encoder` takes `encoder.keras`, a `saved_model` folder, or the export folder that holds both. With another
+`--image_size` than the encoder's its position table is resized, or computed anew (`--positions`). Every field of the
 recipe is a flag. The same command again goes on where the run stopped. Ends with RUN_DIR/export/classifier.keras and
 RUN_DIR/export/saved_model.
 """
 
-import hashlib
-
-import numpy as np
 from absl import flags
 
 import pipeline
 from keras_mae import commandline, recipes
+from keras_mae.layers.position_resize import POSITIONS
 from keras_mae.run_flags import define_run_flags, open_data, run_options
 
 FLAGS = flags.FLAGS
 
 
-def open_encoder(path, recipe, policy="float32"):
-    """The saved encoder, without its final norm and with the recipe's drop path.
+def open_encoder(path, recipe, policy="float32", positions="resize"):
+    """The saved encoder, without its final norm, with the recipe's drop path and image size.
+
+    Args:
+        path: as `load_encoder` takes it.
+        recipe: a `FinetuneRecipe`.
+        policy: Keras dtype policy.
+        positions: "resize" or "recompute" the position table if the encoder's image size is not the recipe's.
 
     Raises:
         ValueError: there is no such model, or its structure is not the recipe's; names field and values.
     """
     from keras_mae.training.saved_model import load_encoder
 
-    encoder = load_encoder(path, final_norm=False, drop_path_rate=recipe.drop_path_rate, dtype=policy)
+    encoder = load_encoder(
+        path,
+        positions=positions,
+        image_size=recipe.image_size,
+        final_norm=False,
+        drop_path_rate=recipe.drop_path_rate,
+        remat=recipe.remat,
+        dtype=policy,
+    )
     wanted = new_encoder(recipe, policy)
     differences = [
         f"{name} is {getattr(encoder, name)}, the recipe has {getattr(wanted, name)}"
@@ -60,14 +73,6 @@ def noise_features(recipe):
     return noise
 
 
-def fingerprint(encoder):
-    """sha256 over all weights: tells the run folder which encoder the run began with."""
-    digest = hashlib.sha256()
-    for weight in encoder.weights:
-        digest.update(np.asarray(weight).tobytes())
-    return digest.hexdigest()
-
-
 def build_optimizer(model, schedule, recipe):
     """AdamW with layer-wise decay; class token and positions are not decayed."""
     from keras_mae.training.optimizers import AdamW, layer_decay_scales
@@ -84,6 +89,8 @@ def build_optimizer(model, schedule, recipe):
 
 def main(argv):
     from keras_mae.models import Classifier
+    from keras_mae.training.initial_weights import fingerprint
+    from keras_mae.training.model_card import derived_card, read_card
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
     from keras_mae.training.saved_model import export
 
@@ -93,18 +100,22 @@ def main(argv):
                 "Give either --encoder=PATH, or --from_scratch to train without pre-training. "
                 f"Received: encoder={FLAGS.encoder}, from_scratch={FLAGS.from_scratch}"
             )
+        if FLAGS.from_scratch and FLAGS["positions"].present:
+            raise ValueError("--positions is about the position table of --encoder; from_scratch has none.")
         recipe = recipes.recipe_from_flags(recipes.FINETUNE_RECIPES, FLAGS)
         options = run_options(FLAGS)
         devices = start_devices(options, recipe)
         path = FLAGS.encoder
         new_encoder(recipe)  # checks the sizes
-        begins_with = fingerprint(open_encoder(path, recipe)) if path else "scratch"
+        begins_with = fingerprint(open_encoder(path, recipe, positions=FLAGS.positions)) if path else "scratch"
+        card = derived_card(read_card(path), "keras_mae.finetune") if path else None
+        positions = FLAGS.positions
         data = open_data(FLAGS, recipe, view="train", noise=noise_features(recipe), strategy=devices.strategy)
         data.identity["encoder"] = begins_with
         num_classes = len(pipeline.load_manifest(FLAGS.data).classes)
 
     def build_model(policy):
-        encoder = open_encoder(path, recipe, policy) if path else new_encoder(recipe, policy)
+        encoder = open_encoder(path, recipe, policy, positions) if path else new_encoder(recipe, policy)
         return Classifier(
             encoder,
             num_classes,
@@ -120,7 +131,7 @@ def main(argv):
         command="finetune",
         build_model=build_model,
         build_optimizer=lambda model, schedule: build_optimizer(model, schedule, recipe),
-        export=export,
+        export=lambda model, folder: export(model, folder, card),
     )
     with commandline.user_mistakes(*RUN_ERRORS):
         run(task, recipe, data, options, devices)
@@ -131,6 +142,12 @@ def define_flags():
     recipes.define_recipe_flags(recipes.FINETUNE_RECIPES)
     define_run_flags()
     flags.DEFINE_string("encoder", None, "Pre-trained encoder: .keras file, SavedModel folder or export folder.")
+    flags.DEFINE_enum(
+        "positions",
+        "resize",
+        POSITIONS,
+        "What becomes of the encoder's position table under another --image_size: bicubic, or sin-cos computed anew.",
+    )
     flags.DEFINE_boolean("from_scratch", False, "Train the recipe's ViT from new weights instead of an encoder.")
 
 

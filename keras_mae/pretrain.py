@@ -3,32 +3,95 @@
 python -m keras_mae.pretrain --recipe=vit_base --data=SHARDS --run_dir=runs/base
 
 Every field of the recipe is a flag. The same command again goes on where the run stopped. Ends with
-RUN_DIR/export/encoder.keras and RUN_DIR/export/saved_model.
+RUN_DIR/export/encoder.keras and RUN_DIR/export/saved_model. A `--target_file` is copied to RUN_DIR/target.
 """
 
+import hashlib
+import os
 import pathlib
+import shutil
 
 from absl import flags
 
 from keras_mae import commandline, recipes
+from keras_mae.layers.position_resize import POSITIONS
 from keras_mae.run_flags import define_run_flags, open_data, run_options
 
 FLAGS = flags.FLAGS
 
 
-def build_mae(recipe, policy):
-    """The recipe's masked autoencoder."""
+KEPT_TARGETS = {"pca": "target/pca.npz", "tokens": "target/tokenizer.keras"}  # in the run folder
+
+
+def build_mae(recipe, policy, target_file=None):
+    """The recipe's masked autoencoder.
+
+    Args:
+        recipe: a `PretrainRecipe`.
+        policy: Keras dtype policy.
+        target_file: where the target's file lies now; None: where the recipe says.
+
+    Raises:
+        ValueError: sizes, mask or target do not fit each other, or the target's file is of another kind.
+    """
     from keras_mae.models import MaskedAutoencoder, VisionTransformer
 
+    encoder = VisionTransformer(**recipes.structure(recipe), dtype=policy)
     return MaskedAutoencoder(
-        VisionTransformer(**recipes.structure(recipe), dtype=policy),
+        encoder,
         decoder_embed_dim=recipe.decoder_embed_dim,
         decoder_depth=recipe.decoder_depth,
         decoder_num_heads=recipe.decoder_num_heads,
         mask_ratio=recipe.mask_ratio,
         norm_pix_loss=recipe.norm_pix_loss,
         seed=recipe.seed,
+        mask_kind=recipe.mask_kind,
+        target=read_target(recipe.target, target_file or recipe.target_file, encoder),
+        encoder_mask_tokens=recipe.encoder_mask_tokens,
+        loss_on_all_patches=recipe.loss_on_all_patches,
     )
+
+
+def read_target(kind, path, encoder):
+    """The target layer of `--target`; None for pixels, which the model makes by itself."""
+    if kind == "pca":
+        from keras_mae.models.pca_target import PCATarget
+
+        return PCATarget.from_file(path, encoder)
+    if kind == "tokens":
+        from keras_mae.models.token_target import TokenTarget
+        from keras_mae.pretrain_tokenizer import load_tokenizer
+
+        return TokenTarget(load_tokenizer(path))
+    return None
+
+
+def kept_target_file(recipe, run_dir):
+    """Where a run keeps its copy of the target's file; None for pixels."""
+    return pathlib.Path(run_dir, KEPT_TARGETS[recipe.target]) if recipe.target_file else None
+
+
+def find_target_file(recipe, run_dir):
+    """The recipe's target_file, or the run's copy of it where the original is gone; None for pixels.
+
+    Raises:
+        ValueError: neither is there.
+    """
+    if recipe.target_file is None:
+        return None
+    for path in (pathlib.Path(recipe.target_file), kept_target_file(recipe, run_dir)):
+        if path.is_file():
+            return path
+    raise ValueError(f"There is no file {recipe.target_file} (target_file).")
+
+
+def keep_target_file(path, kept):
+    """Copies the target's file into the run folder, so that the run can be rebuilt without the original."""
+    if path != kept:
+        kept.parent.mkdir(exist_ok=True)
+        temporary = kept.with_name(kept.name + ".tmp")
+        shutil.copyfile(path, temporary)
+        os.replace(temporary, kept)
 
 
 def load_run(run_dir):
@@ -46,7 +109,8 @@ def load_run(run_dir):
     newest = Checkpoints(pathlib.Path(run_dir, "checkpoints")).newest()
     if newest is None:
         raise ValueError(f"{run_dir} has no checkpoint yet.")
-    model = build_mae(recipes.PretrainRecipe(**recipes.from_json(description["recipe"])), "float32")
+    recipe = recipes.PretrainRecipe(**recipes.from_json(description["recipe"]))
+    model = build_mae(recipe, "float32", kept_target_file(recipe, run_dir))
     model.build()
     wanted = {v.path for v in model.weights}
     assign(model.weights, {name: a for name, a in newest[1].items() if name in wanted}, source=str(run_dir))
@@ -54,6 +118,8 @@ def load_run(run_dir):
 
 
 def main(argv):
+    from keras_mae.training.initial_weights import fingerprint, load_initial_weights
+    from keras_mae.training.model_card import derived_card, read_card
     from keras_mae.training.optimizers import AdamW
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
     from keras_mae.training.saved_model import export
@@ -62,17 +128,34 @@ def main(argv):
         recipe = recipes.recipe_from_flags(recipes.PRETRAIN_RECIPES, FLAGS)
         options = run_options(FLAGS)
         devices = start_devices(options, recipe)
-        num_patches = build_mae(recipe, devices.policy).encoder.num_patches  # also checks the sizes
-        data = open_data(FLAGS, recipe, view="pretrain", noise={"noise": num_patches}, strategy=devices.strategy)
+        target_file = find_target_file(recipe, options.run_dir)
+        model = build_mae(recipe, devices.policy, target_file)  # also checks that all fits
+        data = open_data(FLAGS, recipe, view="pretrain", noise={"noise": model.num_draws}, strategy=devices.strategy)
+        if target_file:
+            data.identity["target_file"] = hashlib.sha256(target_file.read_bytes()).hexdigest()
+        init, positions, card = FLAGS.init, FLAGS.positions, None
+        if init:
+            load_initial_weights(model, init, positions)  # also checks that they fit
+            data.identity["init"] = fingerprint(model)
+            card = derived_card(read_card(init), "keras_mae.pretrain")
+
+    def build_model(policy):
+        kept = kept_target_file(recipe, options.run_dir)
+        if target_file:
+            keep_target_file(target_file, kept)
+        model = build_mae(recipe, policy, kept)
+        if init:
+            load_initial_weights(model, init, positions)
+        return model
 
     task = Task(
         command="pretrain",
-        build_model=lambda policy: build_mae(recipe, policy),
+        build_model=build_model,
         build_optimizer=lambda model, schedule: AdamW(
             schedule, weight_decay=recipe.weight_decay, beta_1=recipe.beta_1, beta_2=recipe.beta_2
         ),
-        export=lambda model, folder: export(model.encoder, folder),
-        draw=draw_reconstructions,
+        export=lambda model, folder: export(model.encoder, folder, card),
+        draw=draw_reconstructions if model.can_reconstruct else None,
     )
     with commandline.user_mistakes(*RUN_ERRORS):
         run(task, recipe, data, options, devices)
@@ -80,16 +163,20 @@ def main(argv):
 
 
 def draw_reconstructions(model, features):
-    """Original | masked | reconstruction, side by side, for TensorBoard."""
+    """Original | masked | reconstruction, side by side, for TensorBoard: the first three channels, or the first."""
     from keras import ops
 
     masked, reconstruction = model.reconstruct(features)
-    return {"original_masked_reconstruction": ops.concatenate([features["image"], masked, reconstruction], axis=2)}
+    pictures = ops.concatenate([features["image"], masked, reconstruction], axis=2)
+    shown = 3 if model.encoder.channels >= 3 else 1
+    return {"original_masked_reconstruction": pictures[..., :shown]}
 
 
 def define_flags():
     recipes.define_recipe_flags(recipes.PRETRAIN_RECIPES)
     define_run_flags()
+    flags.DEFINE_string("init", None, "Whole masked autoencoder to go on from: mae.keras, run folder or safetensors.")
+    flags.DEFINE_enum("positions", "resize", POSITIONS, "Position tables of --init under another --image_size.")
 
 
 def entry_point():

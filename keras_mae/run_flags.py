@@ -9,7 +9,11 @@ import pipeline
 from keras_mae.recipes import Recipe
 from keras_mae.training.run import Data, RunOptions
 from keras_mae.training.strategy import DETERMINISTIC, ONE_HOST_STRATEGIES, PRECISIONS
+from pipeline.augment import ColorJitter
 from pipeline.load_options import ENGINES
+
+# The paper names no strengths for its row "+ color jit" (Table 1e); these are BEiT's.
+COLOR_JITTER = ColorJitter(brightness=0.4, contrast=0.4, saturation=0.4)
 
 
 def define_run_flags() -> None:
@@ -98,9 +102,7 @@ def open_data(
             view=view,
             batch_size=recipe.batch_size,
             start_step=start_step,
-            min_area=recipe.min_area,
-            flip=recipe.flip,
-            rand_augment=getattr(recipe, "rand_augment", None) or None,
+            **_augmentation(recipe),
             shuffle_block_shards=recipe.shuffle_block_shards,
             max_streams=recipe.max_streams,
             data_service=values.data_service,
@@ -130,6 +132,21 @@ def open_data(
     validation()
     identity.update({"val_split": val_split, "val_fingerprint": shard_set.fingerprint(val_split)})
     return Data(split.samples, identity, train, state, preview, validation, lambda: figures(stats.reading()))
+
+
+def _augmentation(recipe: Recipe) -> dict:
+    """How training images are cropped and changed, as arguments of `pipeline.load`."""
+    kind = getattr(recipe, "augmentation", "random_crop")
+    if kind == "none":
+        return {"crop": "central", "flip": False, "resize_size": recipe.resize_size}
+    if kind == "fixed_crop":
+        return {"crop": "fixed", "flip": recipe.flip, "resize_size": recipe.resize_size}
+    return {
+        "flip": recipe.flip,
+        "min_area": recipe.min_area,
+        "rand_augment": getattr(recipe, "rand_augment", None) or None,
+        "color_jitter": COLOR_JITTER if kind == "color_jitter" else None,
+    }
 
 
 def figures(reading: pipeline.Reading) -> dict[str, float]:

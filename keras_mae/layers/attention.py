@@ -3,6 +3,9 @@
 import keras
 from keras import ops
 
+from keras_mae.layers.dense import Dense
+from keras_mae.layers.elementwise import softmax
+
 
 def check_heads(embed_dim, num_heads):
     """Raises ValueError unless `num_heads` divides `embed_dim`."""
@@ -44,18 +47,17 @@ class SelfAttention(keras.layers.Layer):
         dim = input_shape[-1]
         check_heads(dim, self.num_heads)
         self.head_dim = dim // self.num_heads
-        self.qkv = keras.layers.Dense(3 * dim, dtype=self.dtype_policy, name="qkv")
+        self.qkv = Dense(3 * dim, dtype=self.dtype_policy, name="qkv")
         self.qkv.build(input_shape)
-        self.projection = keras.layers.Dense(dim, dtype=self.dtype_policy, name="projection")
+        self.projection = Dense(dim, dtype=self.dtype_policy, name="projection")
         self.projection.build(input_shape)
 
     def call(self, x):
         _, tokens, dim = x.shape
         qkv = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, self.head_dim))  # (B, L, 3, K, d)
-        qkv = ops.transpose(qkv, (2, 0, 3, 1, 4))  # (3, B, K, L, d)
-        query, key, value = qkv[0] * self.head_dim**-0.5, qkv[1], qkv[2]  # (B, K, L, d)
-        weights = ops.softmax(ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))))  # (B, K, L, L)
-        x = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))  # (B, L, K, d)
+        query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)  # (B, K, L, d)
+        scores = ops.matmul(query * self.head_dim**-0.5, ops.transpose(key, (0, 1, 3, 2)))  # (B, K, L, L)
+        x = ops.transpose(ops.matmul(softmax(scores), value), (0, 2, 1, 3))  # (B, L, K, d)
         return self.projection(ops.reshape(x, (-1, tokens, dim)))  # (B, L, D)
 
     def compute_output_shape(self, input_shape):

@@ -58,6 +58,38 @@ def gather_tokens(tokens, ids):
     return ops.take(ops.reshape(tokens, (-1, values)), ids + offsets, axis=0)  # (B, L, values)
 
 
+def check_grid(num_patches, grid_size):
+    """Raises ValueError unless the grid of `grid_size`, (rows, columns), has so many patches."""
+    rows, columns = grid_size
+    if num_patches != rows * columns:
+        raise ValueError(
+            f"The patches must be those of a grid of {rows} x {columns}, {rows * columns}. "
+            f"Received: {num_patches} patches"
+        )
+
+
+def own_or_given_noise(noise, patches, num_draws, seed_generator):
+    """The noise that came with the batch, or else the layer's own.
+
+    Args:
+        noise: (batch, num_draws) uniform numbers in [0, 1), or None.
+        patches: (batch, num_patches, values); only its batch size is read.
+        num_draws: numbers that each sample needs.
+        seed_generator: of the own noise.
+
+    Raises:
+        ValueError: the noise given has another number of draws.
+    """
+    if noise is None:
+        shape = (ops.shape(patches)[0], num_draws)
+        return keras.random.uniform(shape, dtype="float32", seed=seed_generator)
+    if noise.shape[1] not in (None, num_draws):
+        raise ValueError(
+            f"`noise` must have the {num_draws} draws a sample that this mask needs. Received: shape={noise.shape}"
+        )
+    return noise
+
+
 @keras.saving.register_keras_serializable(package="keras_mae")
 class RandomMasking(keras.layers.Layer):
     """Draws a new uniformly random mask for every sample.
@@ -86,11 +118,13 @@ class RandomMasking(keras.layers.Layer):
         self.seed = seed
         self.seed_generator = keras.random.SeedGenerator(seed)
 
+    def num_draws(self, num_patches):
+        """Noise values that each sample needs: one a patch."""
+        return num_patches
+
     def call(self, patches, noise=None):
         num_patches = patches.shape[1]
-        if noise is None:
-            shape = (ops.shape(patches)[0], num_patches)
-            noise = keras.random.uniform(shape, dtype="float32", seed=self.seed_generator)  # (B, N)
+        noise = own_or_given_noise(noise, patches, self.num_draws(num_patches), self.seed_generator)  # (B, N)
         return random_masking(noise, num_visible(num_patches, self.mask_ratio))
 
     def get_config(self):

@@ -1,11 +1,12 @@
 """The pre-norm Transformer block of the ViT, used by encoder and decoder."""
 
 import keras
+from keras import ops
 
 from keras_mae.layers.attention import SelfAttention
+from keras_mae.layers.dense import Dense
 from keras_mae.layers.drop_path import DropPath
-
-LAYER_NORM_EPSILON = 1e-6  # the reference's; Keras' default is 1e-3
+from keras_mae.layers.elementwise import LayerNorm, gelu
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -41,21 +42,21 @@ class TransformerBlock(keras.layers.Layer):
         dim = input_shape[-1]
         hidden_dim = int(dim * self.mlp_ratio)
         policy = {"dtype": self.dtype_policy}
-        self.norm1 = keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="norm1", **policy)
+        self.norm1 = LayerNorm(name="norm1", **policy)
         self.attention = SelfAttention(self.num_heads, name="attention", **policy)
-        self.norm2 = keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="norm2", **policy)
-        self.mlp_hidden = keras.layers.Dense(hidden_dim, name="mlp_hidden", **policy)
-        self.mlp_output = keras.layers.Dense(dim, name="mlp_output", **policy)
+        self.norm2 = LayerNorm(name="norm2", **policy)
+        self.mlp_hidden = Dense(hidden_dim, name="mlp_hidden", **policy)
+        self.mlp_output = Dense(dim, name="mlp_output", **policy)
         self.drop_path = DropPath(self.drop_path_rate, name="drop_path", **policy)
         for layer in (self.norm1, self.attention, self.norm2, self.mlp_hidden):
             layer.build(input_shape)
         self.mlp_output.build((*input_shape[:-1], hidden_dim))
 
     def call(self, x, drop_noise=None, training=False):
-        x = keras.ops.cast(x, self.compute_dtype)
+        x = ops.cast(x, self.compute_dtype)
         attention_noise, mlp_noise = (None, None) if drop_noise is None else (drop_noise[:, 0], drop_noise[:, 1])
         x = x + self.drop_path(self.attention(self.norm1(x)), noise=attention_noise, training=training)
-        hidden = keras.ops.gelu(self.mlp_hidden(self.norm2(x)), approximate=False)  # (B, L, mlp_ratio * D)
+        hidden = gelu(self.mlp_hidden(self.norm2(x)))  # (B, L, mlp_ratio * D)
         return x + self.drop_path(self.mlp_output(hidden), noise=mlp_noise, training=training)  # (B, L, D)
 
     def compute_output_shape(self, input_shape):

@@ -11,8 +11,9 @@ from keras_mae.layers.batch_augmentation import (
     mix_targets,
     random_erasing,
 )
+from keras_mae.layers.dense import Dense
+from keras_mae.layers.elementwise import LayerNorm
 from keras_mae.layers.patches import patchify
-from keras_mae.layers.transformer import LAYER_NORM_EPSILON
 from keras_mae.models.weighted_mean import weighted_mean
 
 
@@ -83,9 +84,9 @@ class Classifier(keras.Model):
         self.mixup_prob = mixup_prob
         self.mixup_switch_prob = mixup_switch_prob
         self.erasing = erasing
-        self.norm = keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, dtype=self.dtype_policy, name="norm")
+        self.norm = LayerNorm(dtype=self.dtype_policy, name="norm")
         # Logits and the softmax after them stay in float32 under mixed precision.
-        self.head = keras.layers.Dense(
+        self.head = Dense(
             num_classes,
             kernel_initializer=keras.initializers.TruncatedNormal(stddev=2e-5),
             dtype="float32",

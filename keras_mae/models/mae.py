@@ -1,99 +1,20 @@
 """The masked autoencoder (arXiv 2111.06377, Figure 1): encode the visible patches, rebuild the removed ones.
 
+The choices of the paper's Table 1 are its arguments; their defaults are the paper's.
+
 Where it differs from the reference on purpose: removed patches are dropped before the patch embedding instead of
 after it. The embedding is linear in each patch alone, so the result is the same and three quarters of it are saved.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
-from keras_mae.layers.attention import check_heads
-from keras_mae.layers.masking import RandomMasking, gather_tokens, num_visible
-from keras_mae.layers.positions import PositionEmbedding
-from keras_mae.layers.transformer import LAYER_NORM_EPSILON, TransformerBlock
-from keras_mae.models.targets import normalized_pixels, pixel_statistics
+from keras_mae.layers.masking import gather_tokens, num_visible
+from keras_mae.layers.masking_kinds import make_masking
+from keras_mae.models.decoder import Decoder
+from keras_mae.models.targets import PixelTarget
 from keras_mae.models.weighted_mean import weighted_mean
-
-
-@keras.saving.register_keras_serializable(package="keras_mae")
-class Decoder(keras.layers.Layer):
-    """Light Transformer over visible tokens and mask tokens; used in pre-training only.
-
-    Args:
-        grid_size: (rows, columns) of the patch grid.
-        patch_values: numbers to predict for each patch (patch_size * patch_size * channels).
-        embed_dim: width of the decoder's tokens.
-        depth: number of blocks.
-        num_heads: attention heads of each block.
-
-    Call arguments:
-        latent: encoder's tokens, class token first.
-        ids_restore: where each patch stands in the sequence [visible, removed].
-
-    Input shape:
-        (batch, 1 + num_visible, encoder width) and (batch, num_patches)
-
-    Output shape:
-        (batch, num_patches, patch_values)
-    """
-
-    def __init__(self, grid_size, patch_values, embed_dim=512, depth=8, num_heads=16, **kwargs):
-        super().__init__(**kwargs)
-        self.grid_size = tuple(grid_size)
-        self.patch_values = patch_values
-        self.embed_dim = embed_dim
-        self.depth = depth
-        self.num_heads = num_heads
-        self.num_patches = self.grid_size[0] * self.grid_size[1]
-        check_heads(embed_dim, num_heads)
-        policy = {"dtype": self.dtype_policy}
-        self.embedding = keras.layers.Dense(embed_dim, name="embedding", **policy)
-        self.position_embedding = PositionEmbedding(
-            self.grid_size, embed_dim, trainable=False, name="position_embedding", **policy
-        )
-        self.blocks = [TransformerBlock(num_heads, name=f"block_{i}", **policy) for i in range(depth)]
-        self.norm = keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="norm", **policy)
-        self.prediction = keras.layers.Dense(patch_values, name="prediction", **policy)
-
-    def build(self, latent_shape, ids_restore_shape=None):
-        tokens = (None, self.num_patches + 1, self.embed_dim)
-        self.mask_token = self.add_weight(
-            name="mask_token",
-            shape=(1, 1, self.embed_dim),
-            initializer=keras.initializers.RandomNormal(stddev=0.02),
-        )
-        self.embedding.build(latent_shape)
-        self.position_embedding.build()
-        for block in self.blocks:
-            block.build(tokens)
-        self.norm.build(tokens)
-        self.prediction.build(tokens)
-
-    def call(self, latent, ids_restore, training=False):
-        x = self.embedding(latent)  # (B, L+1, D)
-        batch, num_removed = ops.shape(x)[0], self.num_patches + 1 - x.shape[1]
-        mask_tokens = ops.cast(self.mask_token, x.dtype)
-        mask_tokens = ops.broadcast_to(mask_tokens, (batch, num_removed, self.embed_dim))  # (B, N-L, D)
-        class_position, positions = self.position_embedding()  # (1, D), (N, D)
-        patches = ops.concatenate([x[:, 1:], mask_tokens], axis=1)  # (B, N, D)
-        patches = gather_tokens(patches, ids_restore) + positions  # (B, N, D)
-        x = ops.concatenate([x[:, :1] + class_position, patches], axis=1)  # (B, N+1, D)
-        for block in self.blocks:
-            x = block(x, training=training)
-        return self.prediction(self.norm(x))[:, 1:]  # (B, N, P*P*C)
-
-    def compute_output_shape(self, latent_shape, ids_restore_shape=None):
-        return (latent_shape[0], self.num_patches, self.patch_values)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "grid_size": self.grid_size,
-            "patch_values": self.patch_values,
-            "embed_dim": self.embed_dim,
-            "depth": self.depth,
-            "num_heads": self.num_heads,
-        }
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
@@ -103,21 +24,32 @@ class MaskedAutoencoder(keras.Model):
     `compile(optimizer)` and `fit` work on the pipeline's batches and on a plain uint8 array; the loss is inside.
 
     Args:
-        encoder: a `VisionTransformer`.
+        encoder: a `VisionTransformer`; its `remat` holds for the decoder too.
         decoder_embed_dim: width of the decoder.
         decoder_depth: number of the decoder's blocks.
         decoder_num_heads: attention heads of the decoder's blocks.
         mask_ratio: share of the patches removed.
-        norm_pix_loss: predict pixels normalised by their own patch (better representations), or plain pixels.
+        norm_pix_loss: predict pixels normalised by their own patch (better representations), or plain pixels. Only
+            read where `target` is None.
         seed: of the masks, where the batch brings no noise.
+        mask_kind: how the removed patches lie, "random", "block" or "grid" (Table 1f).
+        target: what is predicted, a layer as `models.targets` describes them (Table 1d); None: pixels.
+        encoder_mask_tokens: the encoder takes all patches, with a mask token in place of each removed one (Table 1c):
+            worse and several times slower.
+        loss_on_all_patches: average the loss over all patches instead of the removed ones.
 
     Call arguments:
         features: uint8 images (batch, height, width, channels), or a dict with `image` and, optionally, `noise`
-            (batch, num_patches) float32: its smallest entries stay visible.
+            (batch, num_draws) uniform float32, which the mask is a function of. With "random" masks the smallest
+            entries stay visible.
 
     Output shape:
         A dict: `prediction` (batch, num_patches, values), `mask` (batch, num_patches; 1 = removed, 0 = kept),
-        `latent` (batch, 1 + num_visible, embed_dim; visible patches by ascending noise).
+        `latent` (batch, 1 + num_visible, embed_dim; visible patches in the order that the masking gives them, by
+        ascending noise for "random"). With `encoder_mask_tokens` the latent has all patches, in their own order.
+
+    Raises:
+        ValueError: a mask that removes nothing or everything, an unknown kind, or a target that does not fit.
     """
 
     def __init__(
@@ -129,6 +61,10 @@ class MaskedAutoencoder(keras.Model):
         mask_ratio=0.75,
         norm_pix_loss=True,
         seed=None,
+        mask_kind="random",
+        target=None,
+        encoder_mask_tokens=False,
+        loss_on_all_patches=False,
         **kwargs,
     ):
         kwargs.setdefault("name", "mae")
@@ -146,46 +82,78 @@ class MaskedAutoencoder(keras.Model):
         self.mask_ratio = mask_ratio
         self.norm_pix_loss = norm_pix_loss
         self.seed = seed
-        self.masking = RandomMasking(mask_ratio, seed=seed, dtype="float32", name="masking")
+        self.mask_kind = mask_kind
+        self.target = target or _pixel_target(encoder, norm_pix_loss)
+        self.encoder_mask_tokens = encoder_mask_tokens
+        self.loss_on_all_patches = loss_on_all_patches
+        _check_target(self.target, encoder)
+        self.target.trainable = False
+        self.masking = make_masking(mask_kind, mask_ratio, encoder.grid_size, seed, dtype="float32", name="masking")
         self.decoder = Decoder(
             encoder.grid_size,
-            encoder.patch_size**2 * encoder.channels,
+            self.target.num_values,
             decoder_embed_dim,
             decoder_depth,
             decoder_num_heads,
+            mask_tokens=not encoder_mask_tokens,
+            remat=encoder.remat,
             dtype=self.dtype_policy,
             name="decoder",
         )
+
+    @property
+    def num_draws(self):
+        """How many uniform numbers a sample's `noise` has."""
+        return self.masking.num_draws(self.encoder.num_patches)
+
+    @property
+    def can_reconstruct(self):
+        """Whether the target's predictions can be shown as pixels."""
+        return hasattr(self.target, "to_patches")
 
     def build(self, input_shape=None):
         if self.built:
             return
         self.encoder.build()
-        visible = num_visible(self.encoder.num_patches, self.mask_ratio)
-        self.decoder.build((None, visible + 1, self.encoder.embed_dim))
+        self.decoder.build((None, None, self.encoder.embed_dim))
+        if self.encoder_mask_tokens:
+            self.mask_token = self.add_weight(
+                name="mask_token",
+                shape=(1, 1, self.encoder.embed_dim),
+                initializer=keras.initializers.RandomNormal(stddev=0.02),
+            )
         self.built = True
 
     def call(self, features, training=False):
         features = features if isinstance(features, dict) else {"image": features}
         patches = self.encoder.normalized_patches(features["image"])  # (B, N, P*P*C)
         ids_keep, ids_restore, mask = self.masking(patches, noise=features.get("noise"))
-        visible = gather_tokens(patches, ids_keep)  # (B, L, P*P*C)
-        latent = self.encoder.encode(visible, ids_keep, training=training)  # (B, L+1, D)
-        prediction = self.decoder(latent, ids_restore, training=training)  # (B, N, P*P*C)
+        if self.encoder_mask_tokens:
+            latent = self._encode_all(patches, mask, training)  # (B, N+1, D)
+            prediction = self.decoder(latent, training=training)  # (B, N, values)
+        else:
+            visible = gather_tokens(patches, ids_keep)  # (B, L, P*P*C)
+            latent = self.encoder.encode(visible, ids_keep, training=training)  # (B, L+1, D)
+            prediction = self.decoder(latent, ids_restore, training=training)  # (B, N, values)
         return {"prediction": prediction, "mask": mask, "latent": latent}
 
-    def target(self, features):
-        """What `prediction` should be: (batch, num_patches, values) float32."""
-        images = features["image"] if isinstance(features, dict) else features
-        patches = self.encoder.normalized_patches(images)
-        return normalized_pixels(patches) if self.norm_pix_loss else patches
+    def _encode_all(self, patches, mask, training):
+        """Tokens of all patches (batch, 1 + num_patches, embed_dim); removed ones enter as mask tokens."""
+        x = self.encoder.patch_embedding(patches)  # (B, N, D)
+        x = ops.where(mask[:, :, None] > 0, ops.cast(self.mask_token, x.dtype), x)  # (B, N, D)
+        return self.encoder.encode_embeddings(x, training=training)  # (B, N+1, D)
 
     def sample_losses(self, features, labels, outputs):
-        """Mean squared error of each sample over its removed patches: (batch,) float32. Labels are not used."""
-        error = ops.square(ops.cast(outputs["prediction"], "float32") - self.target(features))
-        patch_losses = ops.mean(error, axis=-1)  # (B, N)
-        mask = outputs["mask"]
-        return ops.sum(patch_losses * mask, axis=1) / ops.sum(mask, axis=1)  # (B,)
+        """The target's loss of each sample, averaged over its removed (or all) patches: (batch,) float32.
+
+        Labels are not used.
+        """
+        images = features["image"] if isinstance(features, dict) else features
+        target = self.target(images, self.encoder.normalized_patches(images))
+        prediction = ops.cast(outputs["prediction"], "float32")
+        patch_losses = self.target.patch_losses(prediction, target)  # (B, N)
+        counted = ops.ones_like(outputs["mask"]) if self.loss_on_all_patches else outputs["mask"]
+        return ops.sum(patch_losses * counted, axis=1) / ops.sum(counted, axis=1)  # (B,)
 
     def sample_metrics(self, features, labels, outputs):
         """Per-sample values whose weighted means are reported: the loss."""
@@ -201,20 +169,27 @@ class MaskedAutoencoder(keras.Model):
         statistics are put back. That shows more than the model knows: figures must say so.
 
         Returns:
-            (masked, reconstruction): uint8 (batch, height, width, channels); removed patches are mid-grey in the
-            first, predicted in the second; visible patches are the original in both.
+            (masked, reconstruction): (batch, height, width, channels), uint8 or, as the images are, uint16. Removed
+            patches are mid-grey in the first, predicted in the second; visible patches are the original in both.
+
+        Raises:
+            ValueError: the target's predictions cannot be shown as pixels.
         """
+        if not self.can_reconstruct:
+            raise ValueError(
+                f"What this model predicts cannot be drawn: its target {type(self.target).__name__} has no method "
+                "`to_patches`, which turns predictions into pixels."
+            )
         features = features if isinstance(features, dict) else {"image": features}
-        outputs = self(features, training=False)
-        patches = self.encoder.normalized_patches(features["image"])  # (B, N, P*P*C)
-        prediction = ops.cast(outputs["prediction"], "float32")
-        if self.norm_pix_loss:
-            mean, std = pixel_statistics(patches)
-            prediction = prediction * std + mean
+        images, outputs = features["image"], self(features, training=False)
+        dtype = "uint16" if keras.backend.standardize_dtype(images.dtype) == "uint16" else "uint8"
+        patches = self.encoder.normalized_patches(images)  # (B, N, P*P*C)
+        prediction = ops.stop_gradient(ops.cast(outputs["prediction"], "float32"))  # (B, N, values)
+        prediction = self.target.to_patches(prediction, patches)  # (B, N, P*P*C)
+        grey = self.encoder.normalized_patches(ops.full_like(images, 128 if dtype == "uint8" else 32768))
         removed = outputs["mask"][:, :, None]  # (B, N, 1)
-        grey = self.encoder.normalized_patches(ops.full_like(features["image"], 128))
         masked, filled = (patches * (1 - removed) + fill * removed for fill in (grey, prediction))
-        return self.encoder.denormalized_images(masked), self.encoder.denormalized_images(filled)
+        return self.encoder.denormalized_images(masked, dtype), self.encoder.denormalized_images(filled, dtype)
 
     def get_config(self):
         return {
@@ -226,9 +201,32 @@ class MaskedAutoencoder(keras.Model):
             "mask_ratio": self.mask_ratio,
             "norm_pix_loss": self.norm_pix_loss,
             "seed": self.seed,
+            "mask_kind": self.mask_kind,
+            "target": keras.saving.serialize_keras_object(self.target),
+            "encoder_mask_tokens": self.encoder_mask_tokens,
+            "loss_on_all_patches": self.loss_on_all_patches,
         }
 
     @classmethod
     def from_config(cls, config):
-        encoder = keras.saving.deserialize_keras_object(config["encoder"])
-        return cls(**{**config, "encoder": encoder})
+        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in ("encoder", "target")}
+        return cls(**{**config, **parts})
+
+
+def _pixel_target(encoder, normalize):
+    return PixelTarget(encoder.patch_size**2 * encoder.channels, normalize, dtype="float32", name="target")
+
+
+def _check_target(target, encoder):
+    """Tries the target on one black image, which also builds it: it must give something for every patch."""
+    if not isinstance(target, keras.layers.Layer) or not hasattr(target, "patch_losses"):
+        raise ValueError(
+            f"target must be a target layer (see `keras_mae.models.targets`) or None. Received: {target!r}"
+        )
+    images = np.zeros((1, *encoder.image_size, encoder.channels), "uint8")
+    shape = tuple(target(images, encoder.normalized_patches(images)).shape)
+    if shape[1:2] != (encoder.num_patches,):
+        raise ValueError(
+            f"{type(target).__name__} must give one target for each of the encoder's {encoder.num_patches} patches. "
+            f"Received for one image: shape {shape}"
+        )

@@ -5,9 +5,11 @@ import numpy as np
 from keras import ops
 
 from keras_mae.layers.attention import check_heads
+from keras_mae.layers.elementwise import LayerNorm
 from keras_mae.layers.patches import PatchEmbedding, patchify, unpatchify
 from keras_mae.layers.positions import PositionEmbedding
-from keras_mae.layers.transformer import LAYER_NORM_EPSILON, TransformerBlock
+from keras_mae.layers.remat import check_remat, run_blocks
+from keras_mae.layers.transformer import TransformerBlock
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -25,7 +27,7 @@ VIT_SIZES = {
 class VisionTransformer(keras.Model):
     """Images to tokens: class token first, then one token a patch.
 
-    Normalises the pixels itself, so that it takes the pipeline's uint8 batches as they are.
+    Normalises the pixels itself, so that it takes the pipeline's uint8 and uint16 batches as they are.
 
     Args:
         image_size: side in pixels, or (height, width); divisible by `patch_size`.
@@ -36,12 +38,14 @@ class VisionTransformer(keras.Model):
         num_heads: attention heads of each block.
         mlp_ratio: hidden width of each MLP over `embed_dim`.
         drop_path_rate: share of dropped residual branches in the last block; grows linearly from 0 in the first.
-        pixel_mean: per channel (or one for all), on the scale 0..1.
-        pixel_std: per channel (or one for all), on the scale 0..1.
+        pixel_mean: per channel (or one for all), on the scale 0..1 of the images' type (255 or 65535 is 1).
+        pixel_std: per channel (or one for all), on the same scale.
         final_norm: whether a LayerNorm follows the blocks. Off under a classifier that pools first and then norms.
+        remat: "blocks" computes the inside of each block again in the backward pass instead of keeping it; "none" does
+            not. The same numbers, less memory, more time.
 
     Call arguments:
-        images: uint8 (or float on the same scale 0..255), or the pipeline's dict of features.
+        images: uint8 (or float on the same scale 0..255), uint16 (0..65535), or the pipeline's dict of features.
         training: whether drop path is active.
 
     Input shape:
@@ -67,6 +71,7 @@ class VisionTransformer(keras.Model):
         pixel_mean=IMAGENET_MEAN,
         pixel_std=IMAGENET_STD,
         final_norm=True,
+        remat="none",
         **kwargs,
     ):
         kwargs.setdefault("name", "encoder")
@@ -83,6 +88,7 @@ class VisionTransformer(keras.Model):
         self.pixel_mean = _per_channel("pixel_mean", pixel_mean, channels)
         self.pixel_std = _per_channel("pixel_std", pixel_std, channels)
         self.final_norm = final_norm
+        self.remat = remat
         if min(patch_size, channels, embed_dim) < 1 or depth < 0:
             raise ValueError(
                 "patch_size, channels and embed_dim must be at least 1, depth at least 0. Received: "
@@ -96,6 +102,7 @@ class VisionTransformer(keras.Model):
                 f"Received: image_size={self.image_size}, patch_size={patch_size}"
             )
         check_heads(embed_dim, num_heads)
+        check_remat(remat)
         self.grid_size = tuple(side // patch_size for side in self.image_size)
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
@@ -110,7 +117,7 @@ class VisionTransformer(keras.Model):
         ]
         self.norm = None
         if final_norm:
-            self.norm = keras.layers.LayerNormalization(epsilon=LAYER_NORM_EPSILON, name="norm", **policy)
+            self.norm = LayerNorm(name="norm", **policy)
 
     def build(self, input_shape=None):
         if self.built:
@@ -130,7 +137,7 @@ class VisionTransformer(keras.Model):
         self.built = True
 
     def normalized_images(self, images):
-        """Uint8 images as normalised float32 pixels.
+        """Images as normalised float32 pixels; uint16 on the scale 0..65535, all others on 0..255.
 
         Returns:
             (batch, height, width, channels) float32.
@@ -140,23 +147,24 @@ class VisionTransformer(keras.Model):
                 f"Expected images of shape (batch, {self.image_size[0]}, {self.image_size[1]}, {self.channels}). "
                 f"Received: {tuple(images.shape)}"
             )
-        pixels = ops.cast(images, "float32") / 255.0
+        pixels = ops.cast(images, "float32") / _white(keras.backend.standardize_dtype(images.dtype))
         mean, std = (np.asarray(value, "float32") for value in (self.pixel_mean, self.pixel_std))
         return (pixels - mean) / std
 
     def normalized_patches(self, images):
-        """Cuts uint8 images into patches of normalised float32 pixels.
+        """Cuts images into patches of normalised float32 pixels.
 
         Returns:
             (batch, num_patches, patch_size * patch_size * channels) float32.
         """
         return patchify(self.normalized_images(images), self.patch_size)
 
-    def denormalized_images(self, patches):
-        """The inverse of `normalized_patches`, rounded and clipped to uint8 (batch, height, width, channels)."""
+    def denormalized_images(self, patches, dtype="uint8"):
+        """The inverse of `normalized_patches`: (batch, height, width, channels), rounded and clipped to `dtype`."""
+        white = _white(dtype)
         pixels = unpatchify(patches, self.image_size, self.patch_size)  # (B, H, W, C)
         mean, std = (np.asarray(value, "float32") for value in (self.pixel_mean, self.pixel_std))
-        return ops.cast(ops.clip(ops.round((pixels * std + mean) * 255.0), 0, 255), "uint8")
+        return ops.cast(ops.clip(ops.round((pixels * std + mean) * white), 0, white), dtype)
 
     def encode(self, patches, ids=None, drop_noise=None, training=False):
         """Tokens of the given patches.
@@ -170,14 +178,16 @@ class VisionTransformer(keras.Model):
         Returns:
             (batch, 1 + num_given, embed_dim), class token first.
         """
+        return self.encode_embeddings(self.patch_embedding(patches), ids, drop_noise, training)
+
+    def encode_embeddings(self, embeddings, ids=None, drop_noise=None, training=False):
+        """As `encode`, from the patches' embeddings (batch, num_given, embed_dim), which know no positions yet."""
         class_position, positions = self.position_embedding(ids)  # (1, D), (B, L, D)
-        x = self.patch_embedding(patches) + positions  # (B, L, D)
+        x = embeddings + positions  # (B, L, D)
         class_token = ops.cast(self.class_token, x.dtype) + class_position  # (1, 1, D)
         class_token = ops.broadcast_to(class_token, (ops.shape(x)[0], 1, self.embed_dim))  # (B, 1, D)
         x = ops.concatenate([class_token, x], axis=1)  # (B, L+1, D)
-        for i, block in enumerate(self.blocks):
-            noise = None if drop_noise is None else drop_noise[:, 2 * i : 2 * i + 2]
-            x = block(x, drop_noise=noise, training=training)
+        x = run_blocks(self.blocks, x, drop_noise, training, self.remat)  # (B, L+1, D)
         return x if self.norm is None else self.norm(x)
 
     def call(self, images, training=False):
@@ -203,6 +213,7 @@ class VisionTransformer(keras.Model):
             "pixel_mean": self.pixel_mean,
             "pixel_std": self.pixel_std,
             "final_norm": self.final_norm,
+            "remat": self.remat,
         }
 
 
@@ -219,6 +230,12 @@ def vit(size, **overrides):
     if size not in VIT_SIZES:
         raise ValueError(f"Unknown ViT size. Expected one of {sorted(VIT_SIZES)}. Received: {size!r}")
     return VisionTransformer(**{**VIT_SIZES[size], **overrides})
+
+
+def _white(dtype):
+    # The number that stands for 1. Keras gives PyTorch int32 in place of uint16.
+    is_wide = dtype == "uint16" or (dtype == "int32" and keras.backend.backend() == "torch")
+    return 65535.0 if is_wide else 255.0
 
 
 def _per_channel(name, value, channels):

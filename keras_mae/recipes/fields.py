@@ -33,12 +33,14 @@ class Recipe:
     Attributes:
         image_size: side in pixels, or height,width.
         patch_size: side of a patch in pixels.
-        channels: of the images, 1 (grey) or 3 (RGB).
-        pixel_mean: per channel on the scale 0..1; one value serves all channels.
-        pixel_std: per channel on the scale 0..1; one value serves all channels.
+        channels: of the images, 1 (grey) or 3 (RGB); of shards of arrays (`.npy`) theirs, any number.
+        pixel_mean: per channel on the scale 0..1 (255 is 1, of uint16 arrays 65535); one value serves all channels.
+        pixel_std: per channel on the same scale; one value serves all channels.
         embed_dim: width of the encoder.
         depth: blocks of the encoder.
         num_heads: attention heads of the encoder.
+        remat: none, or blocks to compute the inside of each Transformer block again in the backward pass; less memory,
+            more time, the same numbers.
         batch_size: global, over all replicas.
         epochs: length of the run in passes over the training split.
         steps: length of the run in updates; overrides epochs.
@@ -69,6 +71,7 @@ class Recipe:
     embed_dim: int = 768
     depth: int = 12
     num_heads: int = 12
+    remat: str = "none"
     batch_size: int = 4096
     epochs: float = 800.0
     steps: int | None = None
@@ -126,6 +129,7 @@ STRUCTURE_FIELDS = (
     "embed_dim",
     "depth",
     "num_heads",
+    "remat",
 )
 
 

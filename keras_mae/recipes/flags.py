@@ -10,18 +10,21 @@ from absl import flags
 from keras_mae.recipes.fields import Recipe, override
 
 
-def define_recipe_flags(recipes: Mapping[str, Recipe], flag_values: flags.FlagValues | None = None) -> None:
+def define_recipe_flags(
+    recipes: Mapping[str, Recipe], default: str = "vit_base", flag_values: flags.FlagValues | None = None
+) -> None:
     """Defines `--recipe` and one flag for each field of the recipes.
 
     A field's flag is unset by default: the recipe's value holds unless the user gives another.
 
     Args:
         recipes: name -> recipe, all of one class.
+        default: the recipe where the user names none.
         flag_values: where to define them; None: the global ones.
     """
     where = {} if flag_values is None else {"flag_values": flag_values}
     text = f"Recipe to start from: {', '.join(recipes)}."
-    flags.DEFINE_string("recipe", "vit_base", text, **where)
+    flags.DEFINE_string("recipe", default, text, **where)
     recipe_class = type(next(iter(recipes.values())))
     texts = _field_texts(recipe_class)
     for field in dataclasses.fields(recipe_class):
@@ -51,7 +54,7 @@ def _definer(name: str, hint: type) -> Callable:
         return flags.DEFINE_list
     if hint is bool:
         return flags.DEFINE_boolean
-    if str in typing.get_args(hint):
+    if str in (hint, *typing.get_args(hint)):
         return flags.DEFINE_string
     return flags.DEFINE_integer if int in (hint, *typing.get_args(hint)) else flags.DEFINE_float
 

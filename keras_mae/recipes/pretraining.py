@@ -15,6 +15,12 @@ import dataclasses
 from keras_mae.recipes.fields import Recipe
 from keras_mae.recipes.sizes import SIZES
 
+CHOICES = {
+    "mask_kind": ("random", "block", "grid"),
+    "target": ("pixels", "pca", "tokens"),
+    "augmentation": ("none", "fixed_crop", "random_crop", "color_jitter"),
+}
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PretrainRecipe(Recipe):
@@ -25,14 +31,38 @@ class PretrainRecipe(Recipe):
         decoder_depth: blocks of the decoder.
         decoder_num_heads: attention heads of the decoder.
         mask_ratio: share of the patches removed.
-        norm_pix_loss: predict pixels normalised by their own patch.
+        mask_kind: how the removed patches lie; random, block or grid.
+        encoder_mask_tokens: the encoder takes mask tokens for the removed patches too; slow, and worse.
+        target: what the decoder predicts; pixels, pca or tokens.
+        target_file: for target=pca the .npz of a fitted PCA, for target=tokens a saved tokenizer (.keras).
+        norm_pix_loss: predict pixels normalised by their own patch; for target=pixels.
+        loss_on_all_patches: average the loss over all patches instead of the removed ones.
+        augmentation: none (the central crop), fixed_crop, random_crop or color_jitter (random crop and colour jitter).
+            All but none obey flip; random crops obey min_area, the others resize_size.
     """
 
     decoder_embed_dim: int = 512
     decoder_depth: int = 8
     decoder_num_heads: int = 16
     mask_ratio: float = 0.75
+    mask_kind: str = "random"
+    encoder_mask_tokens: bool = False
+    target: str = "pixels"
+    target_file: str | None = None
     norm_pix_loss: bool = True
+    loss_on_all_patches: bool = False
+    augmentation: str = "random_crop"
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name, choices in CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}. Received: {getattr(self, name)!r}")
+        if (self.target == "pixels") != (self.target_file is None):
+            raise ValueError(
+                "target=pca and target=tokens need a target_file, and target=pixels takes none. "
+                f"Received: target={self.target}, target_file={self.target_file}"
+            )
 
 
 SMALL_MACHINES = {

@@ -5,6 +5,7 @@ Keras' own AdamW differs in three ways that matter here: its epsilon stands outs
 """
 
 import keras
+import tensorflow as tf
 from keras import ops
 
 
@@ -48,6 +49,7 @@ class AdamW(keras.optimizers.Optimizer):
         self.epsilon = epsilon
         self.no_decay = tuple(no_decay)
         self.learning_rate_scales = dict(learning_rate_scales) if learning_rate_scales else None
+        self._compiled_update = None
 
     def build(self, variables):
         if self.built:
@@ -68,19 +70,29 @@ class AdamW(keras.optimizers.Optimizer):
             for v in variables
         ]
 
+    def compile_updates(self):
+        """Makes the update of a variable one loop, compiled by XLA, one program a shape; for a single device."""
+        self._compiled_update = tf.function(_update, jit_compile=True, autograph=False)
+
     def update_step(self, gradient, variable, learning_rate):
         index = self._get_variable_index(variable)
         momentum, velocity = self._momentums[index], self._velocities[index]
         rate = ops.cast(learning_rate, variable.dtype) * self._scales[index]
-        gradient = ops.cast(gradient, variable.dtype)
         step = ops.cast(self.iterations + 1, variable.dtype)
-        new_momentum = momentum + (gradient - momentum) * (1 - self.beta_1)
-        new_velocity = velocity + (ops.square(gradient) - velocity) * (1 - self.beta_2)
-        self.assign(momentum, new_momentum)
-        self.assign(velocity, new_velocity)
-        root = ops.sqrt(new_velocity) / ops.sqrt(1 - ops.power(self.beta_2, step)) + self.epsilon
-        update = new_momentum / ((1 - ops.power(self.beta_1, step)) * root)
-        self.assign(variable, variable * (1 - rate * self._decays[index]) - rate * update)
+        inputs = {
+            "gradient": ops.cast(gradient, variable.dtype),
+            "betas": (self.beta_1, self.beta_2),
+            "corrections": (1 - ops.power(self.beta_1, step), ops.sqrt(1 - ops.power(self.beta_2, step))),
+            "epsilon": self.epsilon,
+            "rate": rate,
+            "kept": 1 - rate * self._decays[index],
+        }
+        if self._compiled_update is not None:
+            self._compiled_update(variable, momentum.value, velocity.value, **inputs)
+            return
+        new_values = _new_values(variable, momentum, velocity, **inputs)
+        for slot, value in zip((variable, momentum, velocity), new_values, strict=True):
+            self.assign(slot, value)
 
     def _apply_weight_decay(self, variables):
         """Nothing: `update_step` decays each variable by its own group's rate."""
@@ -95,6 +107,20 @@ class AdamW(keras.optimizers.Optimizer):
             "no_decay": self.no_decay,
             "learning_rate_scales": self.learning_rate_scales,
         }
+
+
+def _new_values(variable, momentum, velocity, *, gradient, betas, corrections, epsilon, rate, kept):
+    # (variable, momentum, velocity) after a step; `kept` is the share of the variable that its decay leaves.
+    momentum = momentum + (gradient - momentum) * (1 - betas[0])
+    velocity = velocity + (ops.square(gradient) - velocity) * (1 - betas[1])
+    root = ops.sqrt(velocity) / corrections[1] + epsilon
+    return variable * kept - rate * momentum / (corrections[0] * root), momentum, velocity
+
+
+def _update(variable, momentum, velocity, **inputs):
+    slots = variable, momentum, velocity
+    for slot, value in zip(slots, _new_values(*slots, **inputs), strict=True):
+        slot.assign(value)
 
 
 def layer_decay_scales(classifier, decay):

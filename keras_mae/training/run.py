@@ -207,12 +207,19 @@ def _build_trainer(task, recipe, data, policy) -> tuple[Trainer, WarmupCosine]:
     )
     optimizer = task.build_optimizer(model, schedule)
     optimizer.build(model.trainable_variables)
-    # On CPUs XLA is slower than oneDNN in bfloat16, and refuses several logical devices.
-    on_gpu = bool(tf.config.list_physical_devices("GPU"))
-    one_device = tf.distribute.get_strategy().num_replicas_in_sync == 1
-    trainer = Trainer(model, xla=on_gpu or (one_device and policy.compute_dtype == "float32"))
+    compiled = _compiled()
+    if compiled == "elementwise":
+        optimizer.compile_updates()
+    trainer = Trainer(model, compiled=compiled)
     trainer.compile(optimizer=optimizer, jit_compile=False)  # XLA is inside the step; Keras' own would clash
     return trainer, schedule
+
+
+def _compiled() -> str:
+    # What XLA compiles of a step, see `Trainer`.
+    if tf.config.list_physical_devices("GPU"):
+        return "step"
+    return "elementwise" if tf.distribute.get_strategy().num_replicas_in_sync == 1 else "nothing"
 
 
 def _log_callbacks(task, recipe, data, trainer, strategy, schedule, folder, common) -> list:

@@ -19,6 +19,7 @@ FREE = (
     "checkpoint_every_steps",
     "eval_every_epochs",
     "keep_checkpoints",
+    "remat",
 )
 
 

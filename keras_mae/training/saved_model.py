@@ -10,12 +10,15 @@ import os
 import pathlib
 import shutil
 import zipfile
+from collections.abc import Mapping, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_mae.layers.position_resize import position_table_of_grid
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
+from keras_mae.training.model_card import write_card
 
 # What the loaders of Keras and TensorFlow raise for files that are cut, mixed up, or of another kind.
 LOAD_ERRORS = (ValueError, OSError, TypeError, LookupError, zipfile.BadZipFile, tf.errors.OpError)
@@ -26,14 +29,16 @@ class SavedModelError(ValueError):
     """Not a model this project can load, or one that does not fit."""
 
 
-def export(model, folder: str | os.PathLike) -> None:
+def export(model, folder: str | os.PathLike, card: dict | None = None) -> None:
     """Writes `NAME.keras` and `saved_model/` as a whole: the folder appears under its name when all is written.
 
-    Weights are float32 whatever the precision of training. NAME is "encoder" or "classifier".
+    Weights are float32 whatever the precision of training. NAME is "encoder" or "classifier"; a masked autoencoder is
+    written as its encoder with `mae.keras` beside it.
 
     Args:
-        model: a `VisionTransformer` or a `Classifier`.
+        model: a `VisionTransformer`, a `Classifier` or a `MaskedAutoencoder`.
         folder: an older export there is replaced.
+        card: where the weights came from, for `card.json` and README.md beside them (see `model_card`); None for none.
     """
     folder = pathlib.Path(folder)
     partial = folder.with_name(folder.name + ".partial")
@@ -41,7 +46,12 @@ def export(model, folder: str | os.PathLike) -> None:
     partial.mkdir(parents=True)
     model = copy_with_dtype(model, "float32")
     model.save(partial / f"{model.name}.keras")
+    if isinstance(model, MaskedAutoencoder):
+        model = model.encoder
+        model.save(partial / f"{model.name}.keras")
     write_saved_model(model, partial / "saved_model")
+    if card is not None:
+        write_card(partial, card)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
@@ -94,7 +104,8 @@ def load_model(path: str | os.PathLike):
     """A `VisionTransformer`, `MaskedAutoencoder` or `Classifier` from `.keras` or from our SavedModel folder.
 
     Args:
-        path: a `.keras` file, a `saved_model` folder, or an `export` folder that holds them.
+        path: a `.keras` file, a `saved_model` folder, or an `export` folder that holds them; of an export with
+            `mae.keras` the encoder, which is what its SavedModel holds.
 
     Raises:
         SavedModelError: there is no such model, or it is not one of ours.
@@ -102,6 +113,7 @@ def load_model(path: str | os.PathLike):
     path = pathlib.Path(path)
     if path.is_dir() and not (path / "saved_model.pb").exists():
         found = sorted([*path.glob("*.keras"), *path.glob("export/*.keras")])
+        found = [p for p in found if p.name != "mae.keras"] or found
         if len(found) != 1:
             raise SavedModelError(
                 f"Expected a .keras file, a SavedModel folder, or a run's export folder. Received: {path}, which "
@@ -116,23 +128,28 @@ def load_model(path: str | os.PathLike):
     return model
 
 
-def load_encoder(path: str | os.PathLike, **overrides) -> VisionTransformer:
+def load_encoder(path: str | os.PathLike, positions: str = "resize", **overrides) -> VisionTransformer:
     """The encoder of a saved model, with its weights.
 
     Args:
         path: as `load_model` takes it.
-        **overrides: arguments of `VisionTransformer` to change (`drop_path_rate`, `dtype`, `final_norm=False` to
-            drop the final norm).
+        positions: what becomes of the position table under another `image_size`: "resize" or "recompute" (see
+            `position_table_of_grid`).
+        **overrides: arguments of `VisionTransformer` to change (`image_size`, `drop_path_rate`, `dtype`,
+            `final_norm=False` to drop the final norm).
 
     Raises:
-        SavedModelError: there is no such model.
+        SavedModelError: there is no such model, or its weights do not fit the changed arguments.
     """
     model = load_model(path)
     encoder = model if isinstance(model, VisionTransformer) else model.encoder
     dtype = overrides.pop("dtype", "float32")
     copy = VisionTransformer.from_config(_with_dtype({**encoder.get_config(), **overrides}, dtype))
     copy.build()
-    copy_weights(encoder, copy, ignore=() if copy.final_norm else ("norm/gamma", "norm/beta"))
+    arrays = {name: np.asarray(v) for name, v in named_weights(encoder).items()}
+    table = "position_embedding/table"
+    arrays[table] = position_table_of_grid(arrays[table], encoder.grid_size, copy.grid_size, positions)
+    assign_weights(arrays, copy, ignore=() if copy.final_norm else ("norm/gamma", "norm/beta"))
     return copy
 
 
@@ -146,27 +163,37 @@ def _relative_path(model, variable) -> str:
     return variable.path.split(f"{model.name}/", 1)[-1]
 
 
-def copy_weights(source, target, ignore=()) -> None:
+def copy_weights(source, target) -> None:
     """Copies all weights from one model to another of the same structure.
-
-    Args:
-        source: model to read.
-        target: model to write.
-        ignore: relative paths of the source that the target does without.
 
     Raises:
         SavedModelError: a weight is missing on either side, or has another shape.
     """
-    given, wanted = named_weights(source), named_weights(target)
-    given = {name: v for name, v in given.items() if name in wanted or name not in ignore}
+    assign_weights({name: np.asarray(v) for name, v in named_weights(source).items()}, target)
+
+
+def assign_weights(arrays: Mapping[str, np.ndarray], target, ignore: Sequence[str] = ()) -> None:
+    """Gives a model its weights by their relative paths (see `named_weights`).
+
+    Args:
+        arrays: by relative path.
+        target: model to write.
+        ignore: names of `arrays` that the target may do without.
+
+    Raises:
+        SavedModelError: a weight is missing on either side, or has another shape; nothing is assigned then.
+    """
+    wanted = named_weights(target)
+    given = {name: array for name, array in arrays.items() if name in wanted or name not in ignore}
     if set(given) != set(wanted):
         raise SavedModelError(f"Weights on one side only: {sorted(set(given) ^ set(wanted))[:8]}")
     for name, variable in wanted.items():
-        if tuple(variable.shape) != tuple(given[name].shape):
+        if tuple(variable.shape) != given[name].shape:
             raise SavedModelError(
-                f"{name} has another shape. Expected: {tuple(variable.shape)}. Received: {tuple(given[name].shape)}"
+                f"{name} has another shape. Expected: {tuple(variable.shape)}. Received: {given[name].shape}"
             )
-        variable.assign(np.asarray(given[name]))
+    for name, variable in wanted.items():
+        variable.assign(given[name])
 
 
 class SavedModelLayer(keras.layers.TFSMLayer):

@@ -10,26 +10,38 @@ from collections.abc import Iterable
 import keras
 import tensorflow as tf
 
+from keras_mae.layers.elementwise import replaced
+from keras_mae.training import fast_elementwise
+
+COMPILED = ("step", "elementwise", "nothing")
+
 
 class Trainer(keras.Model):
     """Trains `model` with `fit`; holds no weights of its own.
 
     Args:
         model: a built `MaskedAutoencoder` or `Classifier`: `compute_loss` and `sample_metrics` are what is used.
-        xla: compile forward and backward pass with XLA. Faster in float32, and on CPUs the only way to repeat a step
-            bit for bit: TensorFlow's AddN reuses whichever input buffer is free first, so a sum of three gradients
-            depends on timing, deterministic ops or not. Not for several logical devices of one CPU.
+        compiled: what XLA compiles. "step": forward and backward pass as one, for GPUs. "elementwise": what lies
+            between matrix products, for CPUs (see `fast_elementwise`). "nothing": for several logical devices of one
+            CPU, which XLA refuses.
 
     Attributes:
         data_wait_seconds: time that steps have waited for their batch so far.
     """
 
-    def __init__(self, model, xla=False, **kwargs):
+    def __init__(self, model, compiled="nothing", **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.model = model
         self.built = True
         self.data_wait_seconds = 0.0
-        self._forward_backward = tf.function(self._loss_and_gradients, jit_compile=True) if xla else None
+        if compiled not in COMPILED:
+            raise ValueError(f"compiled must be one of {', '.join(COMPILED)}. Received: {compiled!r}")
+        self._compiled = compiled
+        self._forward_backward = self._loss_and_gradients
+        if compiled == "step":
+            self._forward_backward = tf.function(self._loss_and_gradients, jit_compile=True, autograph=False)
+        elif compiled == "elementwise":
+            self._forward_backward = self._with_fast_elementwise
 
     def call(self, features, training=False):
         return self.model(features, training=training)
@@ -37,8 +49,7 @@ class Trainer(keras.Model):
     def train_step(self, data):
         """One update; returns the loss of this replica's slice, which is averaged over the replicas."""
         features, labels, weights = keras.utils.unpack_x_y_sample_weight(data)
-        forward_backward = self._forward_backward or self._loss_and_gradients
-        loss, gradients = forward_backward(features, labels, weights)
+        loss, gradients = self._forward_backward(features, labels, weights)
         self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
         return {"loss": loss}
 
@@ -48,7 +59,7 @@ class Trainer(keras.Model):
             return self.train_function
         strategy = self.distribute_strategy
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def step(data):
             outputs = strategy.run(self.train_step, args=(data,))
             return {name: strategy.reduce("MEAN", value, axis=None) for name, value in outputs.items()}
@@ -61,6 +72,10 @@ class Trainer(keras.Model):
 
         self.train_function = train_function
         return train_function
+
+    def _with_fast_elementwise(self, features, labels, weights):
+        with replaced(fast_elementwise):
+            return self._loss_and_gradients(features, labels, weights)
 
     def _loss_and_gradients(self, features, labels, weights):
         with tf.GradientTape() as tape:
@@ -107,7 +122,7 @@ def _evaluate_function(model, strategy):
             sums = {name: tf.reduce_sum(values * weights) for name, values in metrics.items()}
             return {**sums, "samples": tf.reduce_sum(weights)}
 
-        @tf.function(reduce_retracing=True)
+        @tf.function(reduce_retracing=True, autograph=False)
         def evaluate(batch):
             outputs = strategy.run(evaluate_replica, args=batch)
             return {name: strategy.reduce("SUM", value, axis=None) for name, value in outputs.items()}

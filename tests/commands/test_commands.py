@@ -9,6 +9,8 @@ import pytest
 from fixtures.commands import TINY, TINY_DECODER, run_command
 
 from keras_mae import evaluate, finetune, pretrain
+from keras_mae.models import DiscreteVAE
+from keras_mae.models.pca_file import PatchPCA
 from keras_mae.training.metrics_log import read_rows
 from keras_mae.training.saved_model import load_encoder, load_model
 from tools import check_saved_model, reconstruct
@@ -110,6 +112,59 @@ def test_reconstruct_draws_a_figure(pretrained, halves_set, tmp_path):
     assert output.read_bytes().startswith(b"\x89PNG")
 
 
+def write_pca(path, seed=0, patch_size=2):
+    rng, values = np.random.default_rng(seed), patch_size**2
+    basis = np.linalg.qr(rng.standard_normal((values, values)))[0].astype("float32")
+    sizes = {"patch_size": patch_size, "channels": 1, "pixel_mean": (0.5,), "pixel_std": (0.5,)}
+    with open(path, "wb") as file:
+        PatchPCA(np.zeros(values, "float32"), basis[:3], np.ones(3), values, **sizes, source={}).write(file)
+
+
+CHOICES = ("--mask_kind=block", "--encoder_mask_tokens", "--loss_on_all_patches")
+
+
+def test_a_run_keeps_its_target(halves_set, tmp_path, capsys):
+    """The copy is enough to go on and to load the run; another file under the same name is refused."""
+    run_dir, pca = tmp_path / "run", tmp_path / "pca.npz"
+    write_pca(pca)
+    flags = (f"--data={halves_set}", f"--run_dir={run_dir}", "--target=pca", f"--target_file={pca}", *CHOICES)
+    command = (*TINY, *TINY_DECODER, *flags)
+    assert run_command(pretrain, *command, "--steps=2") == 0
+    assert (run_dir / "target" / "pca.npz").read_bytes() == pca.read_bytes()
+    pca.unlink()
+    assert run_command(pretrain, *command, "--steps=2") == 0
+    assert "this run is finished" in capsys.readouterr().out
+    model = pretrain.load_run(run_dir)
+    assert (model.mask_kind, model.encoder_mask_tokens, model.loss_on_all_patches) == ("block", True, True)
+    assert (model.decoder.patch_values, model.can_reconstruct) == (3, True)
+    write_pca(pca, seed=1)
+    assert run_command(pretrain, *command, "--steps=6") == 1
+    assert "data.target_file of the run is" in capsys.readouterr().err
+    assert (run_dir / "target" / "pca.npz").read_bytes() != pca.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_run_on_tokens_is_rebuilt_with_its_tokenizer(halves_set, tmp_path):
+    run_dir, file = tmp_path / "run", tmp_path / "tokenizer.keras"
+    tokenizer = DiscreteVAE(channels=1, num_codes=8, hidden_dim=4, blocks_per_group=1, code_dim=4)
+    tokenizer.build()
+    tokenizer.save(file)
+    flags = (f"--data={halves_set}", f"--run_dir={run_dir}", "--target=tokens", f"--target_file={file}", "--steps=3")
+    assert run_command(pretrain, *TINY, *TINY_DECODER, *flags, "--mask_kind=grid") == 0
+    file.unlink()
+    target = pretrain.load_run(run_dir).target
+    for a, b in zip(target.tokenizer.weights, tokenizer.encoder.weights, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_pretraining_refuses_a_pca_of_other_patches(halves_set, tmp_path, capsys):
+    write_pca(tmp_path / "pca.npz", patch_size=4)
+    flags = (f"--data={halves_set}", f"--run_dir={tmp_path / 'run'}", "--target=pca")
+    assert run_command(pretrain, *TINY, *TINY_DECODER, *flags, f"--target_file={tmp_path / 'pca.npz'}") == 1
+    assert "was fitted with patch_size=4, but the model has patch_size=2" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 REFUSED = {
     "unknown recipe": (("--recipe=vit_enormous",), "Unknown recipe. Expected one of: vit_tiny, vit_small"),
     "image size": (("--image_size=7",), "multiples of the patch size"),
@@ -125,6 +180,9 @@ REFUSED = {
     "patch size": (("--patch_size=0",), "patch_size must be above 0"),
     "epochs": (("--epochs=nan",), "epochs must be above 0. Received: nan"),
     "decoder heads": (("--decoder_num_heads=3",), "multiple of the number of heads"),
+    "target without file": (("--target=pca",), "target=pca and target=tokens need a target_file"),
+    "no such target file": (("--target=pca", "--target_file=/nowhere.npz"), "There is no file /nowhere.npz"),
+    "grid masks": (("--mask_kind=grid", "--mask_ratio=.5"), "mask_ratio must be 0.75 for grid masking"),
     "virtual devices": (("--virtual_cpus=2",), "virtual_cpus is for strategy=mirrored"),
 }
 

@@ -14,15 +14,24 @@ import tensorflow as tf
 import keras_mae.layers
 import keras_mae.models
 from keras_mae.layers import (
+    BlockMasking,
     DropPath,
+    GridMasking,
     PatchEmbedding,
     PositionEmbedding,
     RandomMasking,
     SelfAttention,
     TransformerBlock,
 )
+from keras_mae.layers.dense import Dense
+from keras_mae.layers.elementwise import LayerNorm
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
-from keras_mae.models.mae import Decoder
+from keras_mae.models.decoder import Decoder
+from keras_mae.models.discrete_vae import DiscreteVAE
+from keras_mae.models.pca_target import PCATarget
+from keras_mae.models.targets import PixelTarget
+from keras_mae.models.token_networks import ResidualBlock, TokenDecoder, TokenEncoder
+from keras_mae.models.token_target import TokenTarget
 
 ENCODER = {"image_size": (8, 12), "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 2}
 # qkv, projection, MLP, norms
@@ -43,6 +52,31 @@ def images():
     return np.random.default_rng(2).integers(0, 256, (2, 8, 12, 3), dtype="uint8")
 
 
+def pictures():
+    return np.random.default_rng(2).integers(0, 256, (2, 8, 16, 3), dtype="uint8")
+
+
+def residual_parameters(inputs, dim, sides, shortcut):
+    dims = (inputs, dim // 4, dim // 4, dim // 4, dim)
+    count = sum(dims[i] * dims[i + 1] * side**2 + dims[i + 1] for i, side in enumerate(sides))
+    return count + (inputs * dim + dim if shortcut else 0)
+
+
+# Of a discrete VAE with 5 codes of 16 numbers, 16 channels wide at first, one block in each of four groups
+TOKEN_ENCODER_PARAMETERS = (
+    (7 * 7 * 3 * 16 + 16)
+    + residual_parameters(16, 16, (3, 3, 3, 1), False)
+    + sum(residual_parameters(16 * 2**i, 32 * 2**i, (3, 3, 3, 1), True) for i in range(3))
+    + (128 * 5 + 5)
+)
+TOKEN_DECODER_PARAMETERS = (
+    (5 * 16 + 16)
+    + residual_parameters(16, 128, (1, 3, 3, 3), True)
+    + sum(residual_parameters(128 // 2**i, 64 // 2**i, (1, 3, 3, 3), True) for i in range(3))
+    + (16 * 6 + 6)
+)
+
+
 @dataclass
 class Case:
     """A layer, its inputs (functions that make them), and what is expected; dtypes under mixed_bfloat16."""
@@ -57,7 +91,28 @@ class Case:
 
 
 CASES = {
+    BlockMasking: Case(
+        lambda **kw: BlockMasking(0.5, (2, 3), seed=3, **kw),
+        (floats(2, 6, 4), uniform(2, 6 + 32 * 4)),
+        ((2, 3), (2, 6), (2, 6)),
+        dtypes=("int32", "int32", "float32"),
+    ),
+    Dense: Case(lambda **kw: Dense(5, **kw), (floats(2, 3, 4),), (2, 3, 5), num_weights=2, num_parameters=25),
     DropPath: Case(lambda **kw: DropPath(0.5, seed=3, **kw), (floats(2, 3, 4),), (2, 3, 4)),
+    GridMasking: Case(
+        lambda **kw: GridMasking(0.75, (2, 3), seed=3, **kw),
+        (floats(2, 6, 4), uniform(2, 6 + 1)),
+        ((2, 1), (2, 6), (2, 6)),
+        dtypes=("int32", "int32", "float32"),
+    ),
+    LayerNorm: Case(lambda **kw: LayerNorm(**kw), (floats(2, 6, 8),), (2, 6, 8), num_weights=2, num_parameters=16),
+    PCATarget: Case(
+        lambda **kw: PCATarget(np.linspace(-1, 1, 48), np.eye(5, 48), **kw),
+        (images(), floats(2, 6, 48)),
+        (2, 6, 5),
+        dtypes="float32",
+    ),
+    PixelTarget: Case(lambda **kw: PixelTarget(48, **kw), (images(), floats(2, 6, 48)), (2, 6, 48), dtypes="float32"),
     PatchEmbedding: Case(
         lambda **kw: PatchEmbedding(8, **kw),
         (floats(2, 6, 12),),
@@ -125,6 +180,46 @@ CASES = {
         num_weights=16 + 2 + 2,
         num_parameters=ENCODER_PARAMETERS + 16 + 8 * 5 + 5,
         dtypes="float32",
+    ),
+    ResidualBlock: Case(
+        lambda **kw: ResidualBlock(8, (3, 3, 3, 1), 0.25, True, **kw),
+        (floats(2, 6, 4, 4),),
+        (2, 6, 4, 8),
+        num_weights=10,
+        num_parameters=residual_parameters(4, 8, (3, 3, 3, 1), True),
+    ),
+    TokenEncoder: Case(
+        lambda **kw: TokenEncoder(3, 5, 16, 1, **kw),
+        (pictures(),),
+        (2, 1, 2, 5),
+        num_weights=42,
+        num_parameters=TOKEN_ENCODER_PARAMETERS,
+        dtypes="float32",
+    ),
+    TokenDecoder: Case(
+        lambda **kw: TokenDecoder(3, 16, 1, 16, **kw),
+        (floats(2, 1, 2, 5),),
+        (2, 8, 16, 6),
+        num_weights=44,
+        num_parameters=TOKEN_DECODER_PARAMETERS,
+        dtypes="float32",
+    ),
+    DiscreteVAE: Case(
+        lambda **kw: DiscreteVAE(3, 5, 16, 1, 16, **kw),
+        (pictures(),),
+        {"scores": (2, 1, 2, 5), "pixels": (2, 8, 16, 6)},
+        num_weights=86,
+        num_parameters=TOKEN_ENCODER_PARAMETERS + TOKEN_DECODER_PARAMETERS,
+        dtypes={"scores": "float32", "pixels": "float32"},
+    ),
+    TokenTarget: Case(
+        lambda **kw: TokenTarget(TokenEncoder(3, 5, 16, 1), **kw),
+        (pictures(), floats(2, 8, 48)),
+        (2, 8),
+        num_weights=42,
+        num_parameters=TOKEN_ENCODER_PARAMETERS,
+        num_trainable=0,
+        dtypes="int32",
     ),
 }
 EVERY_LAYER = pytest.mark.parametrize("case", CASES.values(), ids=[cls.__name__ for cls in CASES])
@@ -216,6 +311,8 @@ def test_mixed_bfloat16(case):
 def test_gradient_reaches_every_trainable_weight(case):
     layer = case.build()
     layer(*case.inputs)
+    if not layer.trainable_weights:
+        pytest.skip("nothing to train")
     with tf.GradientTape() as tape:
         outputs = [x for x in keras.tree.flatten(layer(*case.inputs)) if x.dtype == tf.float32]
         # Weighted by random numbers: the plain sum of a LayerNorm's output has no gradient.

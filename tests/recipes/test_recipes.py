@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 from absl import flags
 
+from keras_mae.layers import MASKINGS
 from keras_mae.models import VIT_SIZES
 from keras_mae.recipes import (
     FINETUNE_RECIPES,
@@ -16,6 +17,7 @@ from keras_mae.recipes import (
     warmup_steps,
 )
 from keras_mae.recipes.fields import override
+from keras_mae.recipes.pretraining import CHOICES
 
 
 @pytest.mark.parametrize("recipes", [PRETRAIN_RECIPES, FINETUNE_RECIPES])
@@ -33,6 +35,13 @@ def test_pretraining_is_as_published(size):
     assert (recipe.weight_decay, recipe.beta_1, recipe.beta_2) == (0.05, 0.9, 0.95)
     assert (recipe.decoder_embed_dim, recipe.decoder_depth, recipe.decoder_num_heads) == (512, 8, 16)
     assert (recipe.mask_ratio, recipe.norm_pix_loss, recipe.min_area) == (0.75, True, 0.2)
+
+
+@pytest.mark.parametrize("recipe", PRETRAIN_RECIPES.values(), ids=PRETRAIN_RECIPES)
+def test_the_choices_of_table_1_are_the_papers_own(recipe):
+    assert (recipe.mask_kind, recipe.target, recipe.target_file) == ("random", "pixels", None)
+    assert (recipe.encoder_mask_tokens, recipe.loss_on_all_patches) == (False, False)
+    assert recipe.augmentation == "random_crop"
 
 
 @pytest.mark.parametrize(
@@ -71,7 +80,7 @@ def test_one_kind_of_warmup_clears_the_other():
 
 def parse(*arguments):
     values = flags.FlagValues()
-    define_recipe_flags(PRETRAIN_RECIPES, values)
+    define_recipe_flags(PRETRAIN_RECIPES, flag_values=values)
     values(["command", *arguments])
     return values
 
@@ -107,11 +116,27 @@ def test_flags_override_fields_by_type():
         ("--min_area=2", "min_area must be above 0 and at most 1"),
         ("--warmup_share=7", "warmup_share must be at least 0 and at most 1"),
         ("--resize_size=100", "resize_size must be at least the image size"),
+        ("--mask_kind=stripes", "mask_kind must be one of random, block, grid. Received: 'stripes'"),
+        ("--target=hog", "target must be one of pixels, pca, tokens. Received: 'hog'"),
+        ("--augmentation=all", "augmentation must be one of none, fixed_crop, random_crop, color_jitter"),
+        ("--target=pca", "need a target_file, .* Received: target=pca, target_file=None"),
+        ("--target_file=pca.npz", "target=pixels takes none. Received: target=pixels, target_file=pca.npz"),
     ],
 )
 def test_values_that_no_recipe_can_have(argument, sentence):
     with pytest.raises(ValueError, match=sentence):
         recipe_from_flags(PRETRAIN_RECIPES, parse(argument))
+
+
+def test_the_choices_of_table_1_are_flags():
+    values = parse("--mask_kind=block", "--encoder_mask_tokens", "--target=pca", "--target_file=a.npz")
+    recipe = recipe_from_flags(PRETRAIN_RECIPES, values)
+    assert (recipe.mask_kind, recipe.encoder_mask_tokens) == ("block", True)
+    assert (recipe.target, recipe.target_file) == ("pca", "a.npz")
+
+
+def test_the_recipe_and_the_layers_know_the_same_masks():
+    assert CHOICES["mask_kind"] == MASKINGS
 
 
 def test_a_recipe_is_frozen():

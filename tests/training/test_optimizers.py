@@ -79,3 +79,25 @@ def test_the_scale_acts_on_step_and_decay():
     AdamW(0.1, weight_decay=0.5, learning_rate_scales=scales).apply([np.ones((2, 2), "float32")] * 2, variables)
     moved = [1 - float(v.numpy()[0, 0]) for v in variables]
     assert moved[0] == pytest.approx(0.1 * moved[1], rel=1e-4)
+
+
+def test_compiled_updates_equal_plain_ones():
+    rng = np.random.default_rng(0)
+    starts = [rng.normal(size=shape).astype("float32") for shape in [(3, 4), (4,), (3, 4)]]
+    results = []
+    for compiled in (False, True):
+        variables = [keras.Variable(start, name=f"kernel_{i}") for i, start in enumerate(starts)]
+        optimizer = AdamW(
+            WarmupCosine(0.1, total_steps=20, warmup_steps=5),
+            learning_rate_scales={v.path: scale for v, scale in zip(variables, (0.5, 1.0, 2.0), strict=True)},
+        )
+        optimizer.build(variables)
+        if compiled:
+            optimizer.compile_updates()
+        gradients = np.random.default_rng(1)
+        for _ in range(5):
+            optimizer.apply([keras.ops.convert_to_tensor(gradients.normal(size=v.shape), "float32") for v in variables])
+        results.append([v.numpy() for v in (*variables, *optimizer.variables)])
+    for ours, expected, start in zip(*results, starts + [None] * len(results[0]), strict=False):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
+        assert start is None or np.all(ours != start)

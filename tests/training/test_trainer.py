@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from fixtures.tiny_vit import TINY_VIT
 
@@ -33,21 +34,31 @@ def test_a_step_reports_its_own_loss_not_the_running_mean(tiny_encoder, halves):
     np.testing.assert_allclose(log.losses, expected, rtol=1e-6)
 
 
-def test_xla_and_plain_steps_agree(tiny_encoder, halves):
+@pytest.mark.parametrize("compiled", ["step", "elementwise"])
+def test_compiled_and_plain_steps_agree(tiny_encoder, halves, compiled):
     images, _ = halves
     features = {"image": tf.constant(images), "noise": tf.random.stateless_uniform((16, 16), (1, 2))}
     model = MaskedAutoencoder(tiny_encoder, 16, 1, 2)
     model.build()
-    results = []
-    for xla in (False, True):
-        trainer = Trainer(model, xla=xla)
-        trainer.compile(optimizer=AdamW(0.0))
-        step = trainer._forward_backward or trainer._loss_and_gradients
-        results.append(step(features, None, None))
-    (plain_loss, plain), (xla_loss, compiled) = results
-    np.testing.assert_allclose(plain_loss, xla_loss, rtol=1e-5)
-    for a, b in zip(plain, compiled, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(a).max() + 1e-7)
+    start, results = [w.numpy() for w in model.trainable_variables], []
+    for way in ("nothing", compiled):
+        for weight, value in zip(model.trainable_variables, start, strict=True):
+            weight.assign(value)
+        trainer, log = Trainer(model, compiled=way), StepLosses()
+        trainer.compile(optimizer=keras.optimizers.SGD(0.1), jit_compile=False)
+        dataset = tf.data.Dataset.from_tensors(features).repeat(3)
+        trainer.fit(dataset, callbacks=[log], verbose=0, shuffle=False)
+        results.append((log.losses, [w.numpy() for w in model.trainable_variables]))
+    (plain_losses, plain), (losses, weights) = results
+    np.testing.assert_allclose(losses, plain_losses, rtol=1e-5)
+    for ours, expected, before in zip(weights, plain, start, strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max() + 1e-7)
+        assert np.any(ours != before)
+
+
+def test_an_unknown_way_to_compile_is_refused(tiny_encoder):
+    with pytest.raises(ValueError, match="compiled must be one of step, elementwise, nothing. Received: 'xla'"):
+        Trainer(MaskedAutoencoder(tiny_encoder, 16, 1, 2), compiled="xla")
 
 
 def test_padding_does_not_count(halves):
