@@ -293,7 +293,7 @@ run = functools.partial(run_command, benchmark, takes_words=True)
 @pytest.mark.parametrize(
     "arguments, sentence",
     [
-        ([], "expected the name of one benchmark, one of shards, pipeline, received 'nothing'"),
+        ([], "expected the name of one benchmark, one of shards, pipeline, step, flops, received 'nothing'"),
         (["shrads"], "expected the name of one benchmark, one of shards, pipeline, received 'shrads'"),
         (["shards", "more"], "received 'shards more'"),
         (["shards", "--scratch=none"], "--scratch=none is no folder"),
