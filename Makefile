@@ -51,4 +51,4 @@ $(VENV)/installed-parity: $(INSTALLED)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-beam .venv-timm *.egg-info
+	rm -rf $(VENV) .venv-beam .venv-timm *.egg-info pipeline/__pycache__

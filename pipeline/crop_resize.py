@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipeline.bicubic_taps import bicubic_taps
 from pipeline.compiled import compiled
 from pipeline.compiled_words import read_word, write_word
 
@@ -28,7 +29,6 @@ TILE = 192
 _TILE_ROW = TILE + 8
 _BITS = 22
 _HALF = 1 << (_BITS - 1)
-_SUPPORT = 2.0  # of the bicubic filter, in pixels of the smaller image
 
 
 @compiled
@@ -99,37 +99,15 @@ def choose_fixed_crop(height, width, uniforms, fixed, box):
 
 
 @compiled
-def _bicubic(x):
-    x = abs(x)
-    if x < 1.0:
-        return (1.5 * x - 2.5) * x * x + 1.0
-    if x < 2.0:
-        return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return 0.0
-
-
-@compiled
 def _weights(in_size, out_size):
-    # Per output pixel: the first input pixel, how many, and their weights.
-    scale = in_size / out_size
-    filter_scale = max(scale, 1.0)
-    support = _SUPPORT * filter_scale
-    first, count = np.empty(out_size, np.int64), np.empty(out_size, np.int64)
-    weights = np.empty((out_size, int(math.ceil(support)) * 2 + 1), np.int32)
-    values = np.empty(weights.shape[1])
+    # `bicubic_taps`, weights in whole numbers.
+    first, count, weights = bicubic_taps(in_size, out_size)
+    whole = np.empty(weights.shape, np.int32)
     for pixel in range(out_size):
-        center = (pixel + 0.5) * scale
-        begin = max(int(center - support + 0.5), 0)
-        taps = min(int(center + support + 0.5), in_size) - begin
-        total = 0.0
-        for tap in range(taps):
-            values[tap] = _bicubic((tap + begin - center + 0.5) / filter_scale)
-            total += values[tap]
-        for tap in range(taps):
-            value = values[tap] / total * (1 << _BITS)
-            weights[pixel, tap] = int(value - 0.5) if value < 0 else int(value + 0.5)
-        first[pixel], count[pixel] = begin, taps
-    return first, count, weights
+        for tap in range(weights.shape[1]):
+            value = weights[pixel, tap] * (1 << _BITS)
+            whole[pixel, tap] = int(value - 0.5) if value < 0 else int(value + 0.5)
+    return first, count, whole
 
 
 @compiled

@@ -9,46 +9,16 @@ The vertical pass comes first, as a sum of whole rows, so that the slower horizo
 Compiled by Numba on first use. This module imports no TensorFlow.
 """
 
-import math
-
 import numpy as np
 
+from pipeline.bicubic_taps import bicubic_taps
 from pipeline.compiled import compiled
-
-_SUPPORT = 2.0  # of the bicubic filter, in pixels of the smaller image
-
-
-@compiled
-def _bicubic(x):
-    x = abs(x)
-    if x < 1.0:
-        return (1.5 * x - 2.5) * x * x + 1.0
-    if x < 2.0:
-        return ((-0.5 * x + 2.5) * x - 4.0) * x + 2.0
-    return 0.0
 
 
 @compiled
 def _weights(in_size, out_size):
-    # Per output pixel: the first input pixel, how many, and their weights.
-    scale = in_size / out_size
-    filter_scale = max(scale, 1.0)
-    support = _SUPPORT * filter_scale
-    first, count = np.empty(out_size, np.int64), np.empty(out_size, np.int64)
-    weights = np.zeros((out_size, int(math.ceil(support)) * 2 + 1), np.float32)
-    values = np.empty(weights.shape[1])
-    for pixel in range(out_size):
-        center = (pixel + 0.5) * scale
-        begin = max(int(center - support + 0.5), 0)
-        taps = min(int(center + support + 0.5), in_size) - begin
-        total = 0.0
-        for tap in range(taps):
-            values[tap] = _bicubic((tap + begin - center + 0.5) / filter_scale)
-            total += values[tap]
-        for tap in range(taps):
-            weights[pixel, tap] = values[tap] / total
-        first[pixel], count[pixel] = begin, taps
-    return first, count, weights
+    first, count, weights = bicubic_taps(in_size, out_size)
+    return first, count, weights.astype(np.float32)
 
 
 @compiled
