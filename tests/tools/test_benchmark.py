@@ -294,7 +294,7 @@ run = functools.partial(run_command, benchmark, takes_words=True)
     "arguments, sentence",
     [
         ([], "expected the name of one benchmark, one of shards, pipeline, step, flops, received 'nothing'"),
-        (["shrads"], "expected the name of one benchmark, one of shards, pipeline, received 'shrads'"),
+        (["shrads"], "expected the name of one benchmark, one of shards, pipeline, step, flops, received 'shrads'"),
         (["shards", "more"], "received 'shards more'"),
         (["shards", "--scratch=none"], "--scratch=none is no folder"),
         (["shards", "--output=none/results.json"], "--output=none/results.json cannot be written"),
