@@ -17,7 +17,7 @@ slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
 parity: $(VENV)/installed-parity
-	$(BIN)/python -m pytest -m parity
+	$(BIN)/python -m pytest -m "parity and not slow"
 
 # An environment of its own: torchvision has to be built for the very torch that it meets.
 timm: .venv-timm/installed

@@ -296,12 +296,14 @@ def test_saved_layer_computes_the_same(case, policy, tmp_path):
 
 
 @EVERY_LAYER
-def test_mixed_bfloat16(case):
-    layer, mixed = case.build(), case.build(dtype="mixed_bfloat16")
+@pytest.mark.parametrize("half", ["bfloat16", "float16"])
+def test_mixed_precision(case, half):
+    layer, mixed = case.build(), case.build(dtype=f"mixed_{half}")
     layer(*case.inputs), mixed(*case.inputs)
     mixed.set_weights(layer.get_weights())
     outputs = mixed(*case.inputs)
-    assert describe("dtype", outputs) == case.dtypes
+    expected = keras.tree.map_structure(lambda dtype: half if dtype == "bfloat16" else dtype, case.dtypes)
+    assert describe("dtype", outputs) == expected
     assert {w.dtype for w in mixed.weights} <= {"float32"}
     for a, b in zip(arrays(outputs), arrays(layer(*case.inputs)), strict=True):
         np.testing.assert_allclose(a, b, atol=0.03 * (1 + np.abs(b).max()))
