@@ -125,6 +125,8 @@ def main(argv):
     from keras_mae.training.saved_model import export
 
     with commandline.user_mistakes():
+        if FLAGS["positions"].present and not FLAGS.init:
+            raise ValueError("--positions is about the position tables of --init, which is not given.")
         recipe = recipes.recipe_from_flags(recipes.PRETRAIN_RECIPES, FLAGS)
         options = run_options(FLAGS)
         devices = start_devices(options, recipe)

@@ -46,8 +46,9 @@ class BatchMaker:
     """Makes batches of rows.
 
     Args:
-        view: function of an encoded image, its seed, int64 (2,), and the image to fill, uint8 (*image_shape).
+        view: function of an encoded image, its seed, int64 (2,), and the image to fill, (*image_shape) of `dtype`.
         image_shape: (height, width, channels).
+        dtype: of the images' numbers.
         seed: of the run.
         noise: draws per sample, by the name of the feature.
         stats: counts, and limits what may be skipped.
@@ -59,6 +60,7 @@ class BatchMaker:
         view: Callable[[memoryview, np.ndarray, np.ndarray], None],
         image_shape: tuple[int, int, int],
         *,
+        dtype: str = "uint8",
         seed: int,
         noise: Mapping[str, int],
         stats: ReadingStats,
@@ -66,6 +68,7 @@ class BatchMaker:
     ):
         self._view = view
         self._image_shape = image_shape
+        self._dtype = dtype
         self._seed = seed
         self._noise = noise
         self._stats = stats
@@ -102,7 +105,7 @@ class BatchMaker:
             part = slice(row, row := row + end - begin)
             index[part], labels[part], epoch[part] = block.index[begin:end], block.label[begin:end], block.epoch
         seeds = sample_seeds(self._seed, epoch, index)
-        images = self._memory.array((batch_size, *self._image_shape))
+        images = self._memory.array((batch_size, *self._image_shape), self._dtype)
         features = {"image": images, "index": index}
         features |= {name: np.empty((batch_size, count), np.float32) for name, count in self._noise.items()}
         weights = np.zeros(batch_size, np.float32)

@@ -12,7 +12,6 @@ from pipeline.host_batches import Batch, BatchMaker
 from pipeline.host_plans import evaluation_rows, training_rows
 from pipeline.host_reading import BlockLoader
 from pipeline.host_views import central_crop, random_crop
-from pipeline.host_words import byte_shape, from_bytes, into_bytes
 from pipeline.load_options import LoadOptions
 from pipeline.processors import available_processors
 from pipeline.view_options import ViewOptions
@@ -29,8 +28,9 @@ def batches(options: LoadOptions) -> Iterator[Batch]:
     """
     loader = BlockLoader(options.shard_set, options.split, labels=options.labels, cache=options.cache)
     maker = BatchMaker(
-        into_bytes(make_view(options), options.dtype),
-        byte_shape(options.image_shape, options.dtype),
+        make_view(options),
+        options.image_shape,
+        dtype=options.dtype,
         seed=options.seed,
         noise=options.noise,
         stats=options.stats,
@@ -43,7 +43,7 @@ def batches(options: LoadOptions) -> Iterator[Batch]:
         )
     else:
         rows = evaluation_rows(options.order, loader, host_batch_size=options.host_batch_size, **hosts)
-    return from_bytes(maker.batches(rows, options.host_batch_size), options.dtype)
+    return maker.batches(rows, options.host_batch_size)
 
 
 def make_view(options: ViewOptions) -> View:

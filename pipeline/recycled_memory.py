@@ -27,12 +27,12 @@ class RecycledMemory:
         self._memory: list[np.ndarray] = []
         self._lock = threading.Lock()
 
-    def array(self, shape: tuple[int, ...]) -> np.ndarray:
-        """uint8 of a shape, holding anything, aligned for TensorFlow."""
-        size = int(np.prod(shape))
+    def array(self, shape: tuple[int, ...], dtype: str = "uint8") -> np.ndarray:
+        """An array of a shape and type, holding anything, aligned for TensorFlow."""
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
         memory = self._free(size + ALIGNMENT)
         begin = -memory.ctypes.data % ALIGNMENT
-        return memory[begin : begin + size].reshape(shape)
+        return memory[begin : begin + size].view(dtype).reshape(shape)
 
     def _free(self, size: int) -> np.ndarray:
         with self._lock:
