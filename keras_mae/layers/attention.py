@@ -28,12 +28,13 @@ class SelfAttention(keras.layers.Layer):
 
     Call arguments:
         x: tokens.
+        num_queries: only the last so many tokens ask; None for all. All of them answer.
 
     Input shape:
         (batch, num_tokens, embed_dim)
 
     Output shape:
-        The input's shape.
+        The input's shape, or (batch, num_queries, embed_dim).
 
     Raises:
         ValueError: at build, if `num_heads` does not divide the width.
@@ -52,13 +53,21 @@ class SelfAttention(keras.layers.Layer):
         self.projection = Dense(dim, dtype=self.dtype_policy, name="projection")
         self.projection.build(input_shape)
 
-    def call(self, x):
-        _, tokens, dim = x.shape
-        qkv = ops.reshape(self.qkv(x), (-1, tokens, 3, self.num_heads, self.head_dim))  # (B, L, 3, K, d)
-        query, key, value = ops.unstack(ops.transpose(qkv, (2, 0, 3, 1, 4)), 3)  # (B, K, L, d)
-        scores = ops.matmul(query * self.head_dim**-0.5, ops.transpose(key, (0, 1, 3, 2)))  # (B, K, L, L)
-        x = ops.transpose(ops.matmul(softmax(scores), value), (0, 2, 1, 3))  # (B, L, K, d)
-        return self.projection(ops.reshape(x, (-1, tokens, dim)))  # (B, L, D)
+    def call(self, x, num_queries=None):
+        dim = x.shape[-1]
+        if num_queries is None:
+            query, key, value = self._heads(self.qkv(x), 3)  # (B, K, L, d)
+        else:
+            (query,) = self._heads(self.qkv(x[:, -num_queries:], columns=slice(dim)), 1)  # (B, K, Q, d)
+            key, value = self._heads(self.qkv(x, columns=slice(dim, None)), 2)  # (B, K, L, d)
+        scores = ops.matmul(query * self.head_dim**-0.5, ops.transpose(key, (0, 1, 3, 2)))  # (B, K, Q, L)
+        x = ops.transpose(ops.matmul(softmax(scores), value), (0, 2, 1, 3))  # (B, Q, K, d)
+        return self.projection(ops.reshape(x, (-1, x.shape[1], dim)))  # (B, Q, D)
+
+    def _heads(self, x, count):
+        """`count` tensors (batch, num_heads, num_tokens, head_dim) from their columns, one after the other."""
+        x = ops.reshape(x, (-1, x.shape[1], count, self.num_heads, self.head_dim))  # (B, L, count, K, d)
+        return ops.unstack(ops.transpose(x, (2, 0, 3, 1, 4)), count)
 
     def compute_output_shape(self, input_shape):
         return input_shape

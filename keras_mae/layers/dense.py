@@ -17,20 +17,27 @@ class Dense(keras.layers.Dense):
     Args:
         units: width of the output.
 
+    Call arguments:
+        x: what is mapped.
+        columns: a slice of the outputs, to compute no others; None for all.
+
     Input shape:
         (batch, ..., dim)
 
     Output shape:
-        (batch, ..., units)
+        (batch, ..., units), or as many as `columns` has
     """
 
     def __init__(self, units, **kwargs):
         super().__init__(units, **kwargs)
 
-    def call(self, x):
+    def call(self, x, columns=None):
+        kernel, bias = self.kernel, self.bias
+        if columns is not None:
+            kernel, bias = kernel[:, columns], bias[columns]
         rows = ops.reshape(x, (-1, x.shape[-1]))  # (B*L, D)
-        rows = add_bias(ops.matmul(rows, self.kernel), self.bias)  # (B*L, units)
-        return ops.reshape(rows, (-1, *x.shape[1:-1], self.units))
+        rows = add_bias(ops.matmul(rows, kernel), bias)  # (B*L, units)
+        return ops.reshape(rows, (-1, *x.shape[1:-1], kernel.shape[-1]))
 
     def get_config(self):
         return {**keras.layers.Layer.get_config(self), "units": self.units}

@@ -23,12 +23,13 @@ class TransformerBlock(keras.layers.Layer):
         x: tokens.
         drop_noise: (batch, 2) uniform numbers for the two branches, optional (see `DropPath`).
         training: whether drop path is active.
+        num_outputs: only the last so many tokens come out, the others are attended to; None for all.
 
     Input shape:
         (batch, num_tokens, embed_dim)
 
     Output shape:
-        The input's shape.
+        The input's shape, or (batch, num_outputs, embed_dim).
     """
 
     def __init__(self, num_heads, mlp_ratio=4.0, drop_path_rate=0.0, **kwargs):
@@ -52,12 +53,14 @@ class TransformerBlock(keras.layers.Layer):
             layer.build(input_shape)
         self.mlp_output.build((*input_shape[:-1], hidden_dim))
 
-    def call(self, x, drop_noise=None, training=False):
+    def call(self, x, drop_noise=None, training=False, num_outputs=None):
         x = ops.cast(x, self.compute_dtype)
         attention_noise, mlp_noise = (None, None) if drop_noise is None else (drop_noise[:, 0], drop_noise[:, 1])
-        x = x + self.drop_path(self.attention(self.norm1(x)), noise=attention_noise, training=training)
-        hidden = gelu(self.mlp_hidden(self.norm2(x)))  # (B, L, mlp_ratio * D)
-        return x + self.drop_path(self.mlp_output(hidden), noise=mlp_noise, training=training)  # (B, L, D)
+        attended = self.attention(self.norm1(x), num_queries=num_outputs)  # (B, Q, D)
+        x = x if num_outputs is None else x[:, -num_outputs:]  # (B, Q, D)
+        x = x + self.drop_path(attended, noise=attention_noise, training=training)
+        hidden = gelu(self.mlp_hidden(self.norm2(x)))  # (B, Q, mlp_ratio * D)
+        return x + self.drop_path(self.mlp_output(hidden), noise=mlp_noise, training=training)  # (B, Q, D)
 
     def compute_output_shape(self, input_shape):
         return input_shape

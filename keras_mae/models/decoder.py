@@ -29,6 +29,8 @@ class Decoder(keras.layers.Layer):
     Call arguments:
         latent: encoder's tokens, class token first.
         ids_restore: where each patch stands in the sequence [visible, removed]; only with `mask_tokens`.
+        removed_only: predict removed patches only, and 0 for visible ones, which a loss on removed patches does not
+            read: the last block and the prediction then skip a quarter of the tokens. Only with `mask_tokens`.
 
     Input shape:
         (batch, 1 + num_visible, encoder width) and (batch, num_patches), or (batch, 1 + num_patches, encoder width)
@@ -83,19 +85,31 @@ class Decoder(keras.layers.Layer):
         self.norm.build(tokens)
         self.prediction.build(tokens)
 
-    def call(self, latent, ids_restore=None, training=False):
+    def call(self, latent, ids_restore=None, training=False, removed_only=False):
         x = self.embedding(latent)  # (B, L+1, D)
-        class_position, positions = self.position_embedding()  # (1, D), (N, D)
-        patches = self._fill_in(x[:, 1:], ids_restore) if self.mask_tokens else x[:, 1:]  # (B, N, D)
-        x = ops.concatenate([x[:, :1] + class_position, patches + positions], axis=1)  # (B, N+1, D)
-        x = run_blocks(self.blocks, x, training=training, remat=self.remat)  # (B, N+1, D)
-        return self.prediction(self.norm(x))[:, 1:]  # (B, N, values)
+        if not self.mask_tokens:
+            class_position, positions = self.position_embedding()  # (1, D), (N, D)
+            x = x + ops.concatenate([class_position, positions], axis=0)  # (B, N+1, D)
+            return self._predict(x, training)[:, 1:]  # (B, N, values)
+        # The order of tokens means nothing to the blocks: removed patches stay last until they are predicted.
+        num_removed = self.num_patches + 1 - x.shape[1]
+        class_position, positions = self.position_embedding(ops.argsort(ids_restore))  # (1, D), (B, N, D)
+        batch = ops.shape(x)[0]
+        mask_tokens = ops.broadcast_to(ops.cast(self.mask_token, x.dtype), (batch, num_removed, self.embed_dim))
+        class_positions = ops.broadcast_to(class_position, (batch, 1, self.embed_dim))
+        x = ops.concatenate([x, mask_tokens], axis=1)  # (B, N+1, D)
+        x = x + ops.concatenate([class_positions, positions], axis=1)  # (B, N+1, D)
+        if removed_only:
+            removed = self._predict(x, training, num_removed)  # (B, N-L, values)
+            visible = ops.zeros((batch, self.num_patches - num_removed, self.patch_values), removed.dtype)
+            x = ops.concatenate([visible, removed], axis=1)
+        else:
+            x = self._predict(x, training)[:, 1:]
+        return gather_tokens(x, ids_restore)  # (B, N, values)
 
-    def _fill_in(self, visible, ids_restore):
-        """Mask tokens behind the visible tokens (batch, num_visible, D), then all in the order of the patches."""
-        shape = (ops.shape(visible)[0], self.num_patches - visible.shape[1], self.embed_dim)
-        mask_tokens = ops.broadcast_to(ops.cast(self.mask_token, visible.dtype), shape)  # (B, N-L, D)
-        return gather_tokens(ops.concatenate([visible, mask_tokens], axis=1), ids_restore)  # (B, N, D)
+    def _predict(self, x, training, num_outputs=None):
+        x = run_blocks(self.blocks, x, training=training, remat=self.remat, num_outputs=num_outputs)
+        return self.prediction(self.norm(x))
 
     def compute_output_shape(self, latent_shape, ids_restore_shape=None):
         return (latent_shape[0], self.num_patches, self.patch_values)

@@ -4,6 +4,7 @@ The choices of the paper's Table 1 are its arguments; their defaults are the pap
 
 Where it differs from the reference on purpose: removed patches are dropped before the patch embedding instead of
 after it. The embedding is linear in each patch alone, so the result is the same and three quarters of it are saved.
+And in training the decoder's last block and its prediction leave out visible patches, which no loss reads.
 """
 
 import keras
@@ -42,9 +43,11 @@ class MaskedAutoencoder(keras.Model):
         features: uint8 images (batch, height, width, channels), or a dict with `image` and, optionally, `noise`
             (batch, num_draws) uniform float32, which the mask is a function of. With "random" masks the smallest
             entries stay visible.
+        training: whether it is a training step, which predicts no more than its loss reads.
 
     Output shape:
-        A dict: `prediction` (batch, num_patches, values), `mask` (batch, num_patches; 1 = removed, 0 = kept),
+        A dict: `prediction` (batch, num_patches, values; in training 0 for visible patches, unless the loss reads
+        them), `mask` (batch, num_patches; 1 = removed, 0 = kept),
         `latent` (batch, 1 + num_visible, embed_dim; visible patches in the order that the masking gives them, by
         ascending noise for "random"). With `encoder_mask_tokens` the latent has all patches, in their own order.
 
@@ -134,7 +137,8 @@ class MaskedAutoencoder(keras.Model):
         else:
             visible = gather_tokens(patches, ids_keep)  # (B, L, P*P*C)
             latent = self.encoder.encode(visible, ids_keep, training=training)  # (B, L+1, D)
-            prediction = self.decoder(latent, ids_restore, training=training)  # (B, N, values)
+            removed_only = training and not self.loss_on_all_patches
+            prediction = self.decoder(latent, ids_restore, training=training, removed_only=removed_only)
         return {"prediction": prediction, "mask": mask, "latent": latent}
 
     def _encode_all(self, patches, mask, training):

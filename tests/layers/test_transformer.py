@@ -98,3 +98,15 @@ def test_branches_draw_separately():
     x = np.repeat(np.random.standard_normal((1, 5, 8)), 64, axis=0)
     y = ops.convert_to_numpy(block(x, training=True))
     assert len(np.unique(np.round(y[:, 0, 0], 4))) == 4  # neither, attention, MLP, both
+
+
+@pytest.mark.parametrize("num_outputs", [1, 3])
+def test_the_last_tokens_alone_are_those_of_all(num_outputs):
+    block = TransformerBlock(2, drop_path_rate=0.5)
+    x = np.random.normal(size=(3, 5, 8)).astype("float32")
+    noise = np.random.default_rng(0).uniform(size=(3, 2)).astype("float32")
+    block.build(x.shape)
+    randomize(block)
+    everything = block(x, drop_noise=noise, training=True)
+    last = block(x, drop_noise=noise, training=True, num_outputs=num_outputs)
+    np.testing.assert_allclose(last, everything[:, -num_outputs:], rtol=1e-5, atol=1e-6)

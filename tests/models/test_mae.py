@@ -107,6 +107,32 @@ def test_kept_patches_do_not_enter_the_loss():
     assert float(model.compute_loss(features, y_pred=wrong_removed)) > float(loss) + 0.1
 
 
+def test_in_training_removed_patches_get_the_same_prediction_and_visible_ones_none():
+    model, features = build(), batch()
+    expected, outputs = model(features), model(features, training=True)
+    removed = numpy(outputs["mask"])[:, :, None]
+    np.testing.assert_allclose(outputs["prediction"], numpy(expected["prediction"]) * removed, rtol=1e-5, atol=1e-6)
+
+
+def test_a_loss_on_all_patches_reads_predictions_of_visible_patches_in_training():
+    encoder = VisionTransformer((8, 12), 4, embed_dim=16, depth=1, num_heads=2)
+    model, features = MaskedAutoencoder(encoder, 8, 1, 2, mask_ratio=0.5, loss_on_all_patches=True), batch()
+    np.testing.assert_allclose(
+        model(features, training=True)["prediction"], numpy(model(features)["prediction"]), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_skipping_visible_patches_changes_no_gradient():
+    model, features = build(), batch()
+    gradients = []
+    for training in (False, True):
+        with tf.GradientTape() as tape:
+            loss = model.compute_loss(features, y_pred=model(features, training=training))
+        gradients.append(tape.gradient(loss, [v.value for v in model.trainable_weights]))
+    for full, skipping in zip(*gradients, strict=True):
+        np.testing.assert_allclose(skipping, full, rtol=1e-4, atol=1e-6)
+
+
 def test_predicting_the_mean_patch_costs_n_minus_one_over_n():
     model, features = build(), batch()
     outputs = {**model(features), "prediction": np.zeros((4, NUM_PATCHES, 48), "float32")}
