@@ -1,7 +1,15 @@
-"""The fields that the recipes share, and the steps that follow from them."""
+"""The fields that the recipes share, the peak learning rate, and what naming one field does to others."""
 
 import dataclasses
 import math
+from typing import ClassVar
+
+from keras_mae.recipes.durations import INTERVALS, Durations, names_of
+
+# Fields that say the same thing in several ways: naming one of them clears the others.
+ALTERNATIVES = (("steps", "images"), *(names_of(what) for what in ("warmup", *INTERVALS)))
+# Fields that others override, and stay beside them: naming one of them clears the others, unless these are named too.
+OVERRIDDEN = {"epochs": ("steps", "images"), "base_learning_rate": ("learning_rate",)}
 
 POSITIVE_FIELDS = (
     "patch_size",
@@ -13,21 +21,22 @@ POSITIVE_FIELDS = (
     "decoder_depth",
     "decoder_num_heads",
     "batch_size",
-    "epochs",
-    "steps",
     "base_learning_rate",
+    "learning_rate",
+    "clip_global_norm",
+    "accumulation_steps",
     "shuffle_block_shards",
     "max_streams",
-    "checkpoint_every_steps",
+    "checkpoint_every_minutes",
     "keep_checkpoints",
-    "log_every_steps",
-    "eval_every_epochs",
+    "knn_every_epochs",
+    "knn_samples",
 )
-SHARE_FIELDS = ("warmup_share", "beta_1", "beta_2", "layer_decay", "label_smoothing")
+SHARE_FIELDS = ("beta_1", "beta_2", "ema_decay", "layer_decay", "label_smoothing")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Durations):
     """Model, schedule and logging of a run; every field is a flag of the same name.
 
     Attributes:
@@ -41,27 +50,30 @@ class Recipe:
         num_heads: attention heads of the encoder.
         remat: none, or blocks to compute the inside of each Transformer block again in the backward pass; less memory,
             more time, the same numbers.
-        batch_size: global, over all replicas.
-        epochs: length of the run in passes over the training split.
-        steps: length of the run in updates; overrides epochs.
-        warmup_epochs: length of the linear warmup in epochs; part of the run.
-        warmup_share: length of the warmup as a share of the run (0..1), instead of warmup_epochs.
         base_learning_rate: for a batch of 256; the peak rate is base_learning_rate * batch_size / 256.
+        learning_rate: the peak rate as it is, whatever the batch; overrides base_learning_rate.
         min_learning_rate: at the end of the cosine.
         weight_decay: decoupled; not on biases and norms.
         beta_1: AdamW's first decay.
         beta_2: AdamW's second decay.
+        clip_global_norm: largest length of all gradients taken as one vector, summed over the replicas; unset: any.
+        ema_decay: of exponential moving averages of the weights, by the update; evaluation and export take these
+            instead of the weights. They remember some 1 / (1 - ema_decay) updates. Unset: none.
+        accumulation_steps: equal parts of a replica's share of the batch that are computed one after the other, before
+            the one update; less memory, some more time, the same numbers. Only mixup and cutmix, which pair images
+            within a part, and a BatchNorm, which norms by the part, see the difference.
         min_area: smallest share of the image's area in a random crop.
         flip: mirror half of the training images.
         resize_size: short side in pixels before evaluation's centre crop; unset: 256/224 of the image size up to 224.
         shuffle_block_shards: shards whose samples are mixed at a time; more of it takes more memory.
         max_streams: upper bound of the canonical streams of the order; raise it to the number of hosts above 8.
         seed: of order, crops, masks and initial weights.
-        checkpoint_every_steps: updates between checkpoints.
-        keep_checkpoints: newest checkpoints that stay.
-        log_every_steps: updates between rows of metrics.jsonl.
-        eval_every_epochs: epochs between evaluations on the validation split.
+        checkpoint_every_minutes: minutes after a checkpoint at which the next is due, if it is not by steps; unset: by
+            steps only.
+        keep_checkpoints: newest checkpoints that stay; while one is written, the disk holds one more.
     """
+
+    command: ClassVar[str]  # keras_mae.COMMAND takes recipes of this class
 
     image_size: int | tuple[int, int] = 224
     patch_size: int = 16
@@ -72,33 +84,26 @@ class Recipe:
     depth: int = 12
     num_heads: int = 12
     remat: str = "none"
-    batch_size: int = 4096
-    epochs: float = 800.0
-    steps: int | None = None
-    warmup_epochs: float | None = None
-    warmup_share: float | None = None
     base_learning_rate: float = 1.5e-4
+    learning_rate: float | None = None
     min_learning_rate: float = 0.0
     weight_decay: float = 0.05
     beta_1: float = 0.9
     beta_2: float = 0.95
+    clip_global_norm: float | None = None
+    ema_decay: float | None = None
+    accumulation_steps: int = 1
     min_area: float = 0.2
     flip: bool = True
     resize_size: int | None = None
     shuffle_block_shards: int = 8
     max_streams: int = 8
     seed: int = 0
-    checkpoint_every_steps: int = 100
+    checkpoint_every_minutes: float | None = None
     keep_checkpoints: int = 2
-    log_every_steps: int = 10
-    eval_every_epochs: float = 1.0
 
     def __post_init__(self):
-        if (self.warmup_epochs is None) == (self.warmup_share is None):
-            raise ValueError(
-                "A recipe needs warmup_epochs or warmup_share, not both. "
-                f"Received: warmup_epochs={self.warmup_epochs}, warmup_share={self.warmup_share}"
-            )
+        super().__post_init__()
         for name in POSITIVE_FIELDS:
             value = getattr(self, name, None)
             if value is not None and not 0 < value < math.inf:
@@ -138,34 +143,40 @@ def structure(recipe: Recipe) -> dict:
     return {name: getattr(recipe, name) for name in STRUCTURE_FIELDS}
 
 
-def total_steps(recipe: Recipe, samples: int) -> int:
-    """Updates of the whole run: `steps`, or ceil(epochs x samples / batch_size)."""
-    return recipe.steps or math.ceil(recipe.epochs * samples / recipe.batch_size)
-
-
-def warmup_steps(recipe: Recipe, samples: int) -> float:
-    """Updates of the warmup, fractional as it comes."""
-    if recipe.warmup_share is not None:
-        return recipe.warmup_share * total_steps(recipe, samples)
-    return recipe.warmup_epochs * samples / recipe.batch_size
-
-
 def peak_learning_rate(recipe: Recipe) -> float:
-    """base_learning_rate x batch_size / 256 (appendix A.1 of the paper)."""
+    """`learning_rate`, or base_learning_rate x batch_size / 256 (appendix A.1 of the paper)."""
+    if recipe.learning_rate is not None:
+        return recipe.learning_rate
     return recipe.base_learning_rate * recipe.batch_size / 256
 
 
 def override(recipe: Recipe, values: dict) -> Recipe:
-    """The recipe with other values for some fields; naming one kind of warmup clears the other."""
-    if "warmup_epochs" in values and "warmup_share" in values:
-        raise ValueError("Give warmup_epochs or warmup_share, not both.")
-    if "warmup_epochs" in values:
-        values = {**values, "warmup_share": None}
-    elif "warmup_share" in values:
-        values = {**values, "warmup_epochs": None}
-    if "epochs" in values and "steps" not in values:
-        values = {**values, "steps": None}
-    return dataclasses.replace(recipe, **values)
+    """The recipe with other values for some fields; naming one of `ALTERNATIVES` clears the others.
+
+    Raises:
+        ValueError: two of such fields are named, or a value is one that no recipe can have.
+    """
+    return dataclasses.replace(recipe, **cleared(values))
+
+
+def cleared(values: dict) -> dict:
+    """The values, and None for the fields that they leave without meaning.
+
+    Raises:
+        ValueError: two fields that mean the same are given.
+    """
+    given = {name for name, value in values.items() if value is not None}
+    emptied: dict = {}
+    for names in ALTERNATIVES:
+        named = [name for name in names if name in given]
+        if len(named) > 1:
+            raise ValueError(f"Give {' or '.join(named)}, not both.")
+        if named:
+            emptied |= dict.fromkeys(names)
+    for name, overriding in OVERRIDDEN.items():
+        if name in given:
+            emptied |= {other: None for other in overriding if other not in given}
+    return {**emptied, **values}
 
 
 def from_json(fields: dict) -> dict:

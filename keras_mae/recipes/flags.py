@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from absl import flags
 
 from keras_mae.recipes.fields import Recipe, override
+from keras_mae.recipes.files import read_recipe
 
 
 def define_recipe_flags(
@@ -23,7 +24,7 @@ def define_recipe_flags(
         flag_values: where to define them; None: the global ones.
     """
     where = {} if flag_values is None else {"flag_values": flag_values}
-    text = f"Recipe to start from: {', '.join(recipes)}."
+    text = f"Recipe to start from: {', '.join(recipes)}; a recipe.json; or list, to show them."
     flags.DEFINE_string("recipe", default, text, **where)
     recipe_class = type(next(iter(recipes.values())))
     texts = _field_texts(recipe_class)
@@ -33,20 +34,28 @@ def define_recipe_flags(
 
 
 def recipe_from_flags(recipes: Mapping[str, Recipe], values: flags.FlagValues) -> Recipe:
-    """The named recipe with the fields that the user gave.
+    """The named recipe, or that of a file, with the fields that the user gave.
 
     Raises:
-        ValueError: unknown recipe, or a value that no recipe can have.
+        ValueError: unknown recipe, a file that is none, or a value that no recipe can have.
     """
-    if values.recipe not in recipes:
-        raise ValueError(f"Unknown recipe. Expected one of: {', '.join(recipes)}. Received: {values.recipe!r}")
-    recipe = recipes[values.recipe]
+    recipe = _named_recipe(recipes, values.recipe)
     given = {
         field.name: _convert(field.name, values[field.name].value)
         for field in dataclasses.fields(recipe)
         if values[field.name].value is not None
     }
     return override(recipe, given)
+
+
+def _named_recipe(recipes: Mapping[str, Recipe], name: str) -> Recipe:
+    if name in recipes:
+        return recipes[name]
+    if name.endswith(".json"):
+        return read_recipe(name, type(next(iter(recipes.values()))))
+    raise ValueError(
+        f"Unknown recipe. Expected one of: {', '.join(recipes)}; or the path of a recipe.json. Received: {name!r}"
+    )
 
 
 def _definer(name: str, hint: type) -> Callable:

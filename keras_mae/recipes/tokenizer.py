@@ -3,9 +3,7 @@
 dvae: DALL-E's sizes, batch, rates and schedules, at 112 pixels, which is what the target shows the tokenizer of 224
 (DALL-E's own: 256 pixels). 100 epochs of ImageNet-1K are 250,000 updates, of which the temperature falls over 150,000
 and the KL weight grows over 5,000, as published; DALL-E trained for 3 million updates on 250 million images
-(published). Not carried out here.
-
-  python -m keras_mae.pretrain_tokenizer --recipe=dvae --data=SHARDS --run_dir=runs/dvae
+(published).
 
 dvae_small: for small machines and small data.
 """
@@ -15,6 +13,7 @@ import math
 from typing import ClassVar
 
 from keras_mae.recipes.fields import Recipe
+from keras_mae.recipes.provenance import Provenance
 
 DOWNSAMPLING = 8  # pixels to a code, each way
 
@@ -35,6 +34,7 @@ class TokenizerRecipe(Recipe):
         kl_warmup_share: share of the run (0..1) over which the KL weight grows from 0.
     """
 
+    command: ClassVar[str] = "pretrain_tokenizer"
     patch_size: ClassVar[None] = None
     pixel_mean: ClassVar[None] = None
     pixel_std: ClassVar[None] = None
@@ -98,4 +98,11 @@ TOKENIZER_RECIPES = {
         min_learning_rate=1.25e-6,
         weight_decay=1e-4,
     ),
+}
+
+COMMAND = "python -m keras_mae.pretrain_tokenizer --data=SHARDS --run_dir=RUN --recipe="
+
+TOKENIZER_NOTES = {
+    "dvae_small": Provenance(COMMAND + "dvae_small", "one small machine", "-", "not measured"),
+    "dvae": Provenance(COMMAND + "dvae", "-", "-", "not measured"),
 }

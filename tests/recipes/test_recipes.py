@@ -18,9 +18,10 @@ from keras_mae.recipes import (
 )
 from keras_mae.recipes.fields import override
 from keras_mae.recipes.pretraining import CHOICES
+from keras_mae.recipes.probing import LINEAR_PROBE_RECIPES
 
 
-@pytest.mark.parametrize("recipes", [PRETRAIN_RECIPES, FINETUNE_RECIPES])
+@pytest.mark.parametrize("recipes", [PRETRAIN_RECIPES, FINETUNE_RECIPES, LINEAR_PROBE_RECIPES])
 @pytest.mark.parametrize("size", VIT_SIZES)
 def test_recipes_have_the_usual_sizes(recipes, size):
     recipe = recipes[f"vit_{size}"]
@@ -35,6 +36,12 @@ def test_pretraining_is_as_published(size):
     assert (recipe.weight_decay, recipe.beta_1, recipe.beta_2) == (0.05, 0.9, 0.95)
     assert (recipe.decoder_embed_dim, recipe.decoder_depth, recipe.decoder_num_heads) == (512, 8, 16)
     assert (recipe.mask_ratio, recipe.norm_pix_loss, recipe.min_area) == (0.75, True, 0.2)
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+def test_longer_pretraining_differs_in_length_alone(size):
+    expected = dataclasses.replace(PRETRAIN_RECIPES[f"vit_{size}"], epochs=1600)
+    assert PRETRAIN_RECIPES[f"vit_{size}_1600"] == expected
 
 
 @pytest.mark.parametrize("recipe", PRETRAIN_RECIPES.values(), ids=PRETRAIN_RECIPES)
@@ -56,9 +63,56 @@ def test_fine_tuning_is_as_published(size, epochs, rate, layer_decay, drop_path)
     assert (recipe.weight_decay, recipe.beta_2, recipe.min_learning_rate) == (0.05, 0.999, 1e-6)
 
 
+@pytest.mark.parametrize(("size", "epochs", "drop_path"), [("base", 100, 0.1), ("large", 50, 0.1), ("huge", 50, 0.2)])
+def test_the_papers_fine_tuning_is_as_table_9_prints_it(size, epochs, drop_path):
+    recipe = FINETUNE_RECIPES[f"vit_{size}_paper"]
+    assert (recipe.base_learning_rate, recipe.layer_decay, recipe.drop_path_rate) == (1e-3, 0.75, drop_path)
+    assert (recipe.weight_decay, recipe.beta_1, recipe.beta_2) == (0.05, 0.9, 0.999)
+    assert (recipe.batch_size, recipe.epochs, recipe.warmup_epochs) == (1024, epochs, 5)
+    assert (recipe.rand_augment, recipe.label_smoothing) == ("rand-m9-mstd0.5-inc1", 0.1)
+    assert (recipe.mixup, recipe.cutmix, recipe.erasing, recipe.from_scratch) == (0.8, 1.0, 0.0, False)
+
+
+@pytest.mark.parametrize(("size", "epochs", "drop_path"), [("base", 300, 0.1), ("large", 200, 0.2), ("huge", 200, 0.2)])
+def test_supervised_training_is_as_table_11_prints_it(size, epochs, drop_path):
+    recipe = FINETUNE_RECIPES[f"vit_{size}_scratch"]
+    assert peak_learning_rate(recipe) == pytest.approx(1.6e-3)  # 1e-4 x 4096 / 256
+    assert (recipe.weight_decay, recipe.beta_1, recipe.beta_2, recipe.ema_decay) == (0.3, 0.9, 0.95, 0.9999)
+    assert (recipe.epochs, recipe.warmup_epochs, recipe.drop_path_rate) == (epochs, 20, drop_path)
+    assert (recipe.rand_augment, recipe.label_smoothing) == ("rand-m9-mstd0.5-inc1", 0.1)
+    assert (recipe.mixup, recipe.cutmix, recipe.layer_decay, recipe.from_scratch) == (0.8, 1.0, 1.0, True)
+
+
+def test_at_448_pixels_only_the_sizes_differ():
+    expected = dataclasses.replace(FINETUNE_RECIPES["vit_huge"], image_size=448, resize_size=512)
+    assert FINETUNE_RECIPES["vit_huge_448"] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "epochs"),
+    [("vit_base", 90), ("vit_large", 50), ("vit_huge", 50), ("vit_large_paper", 90), ("vit_huge_paper", 90)],
+)
+def test_the_linear_probe_is_as_published(name, epochs):
+    recipe = LINEAR_PROBE_RECIPES[name]
+    assert peak_learning_rate(recipe) == pytest.approx(6.4)  # .1 x 16384 / 256
+    assert (recipe.batch_size, recipe.epochs, recipe.warmup_epochs) == (16384, epochs, 10)
+    assert (recipe.momentum, recipe.weight_decay, recipe.min_learning_rate) == (0.9, 0, 0)
+    assert (recipe.min_area, recipe.flip) == (0.08, True)
+
+
+def test_lars_has_no_fields_of_adamw():
+    assert not {field.name for field in dataclasses.fields(LINEAR_PROBE_RECIPES["vit_base"])} & {"beta_1", "beta_2"}
+
+
+@pytest.mark.parametrize(("name", "value"), [("momentum", 1.0), ("trust_coefficient", 0.0)])
+def test_lars_refuses(name, value):
+    with pytest.raises(ValueError, match=f"{name} must be .* Received: {value}"):
+        override(LINEAR_PROBE_RECIPES["vit_base"], {name: value})
+
+
 def test_scratch_on_digits_differs_only_in_rate_and_layer_decay():
     a, b = (dataclasses.asdict(FINETUNE_RECIPES[name]) for name in ("digits", "digits_scratch"))
-    assert {name for name in a if a[name] != b[name]} <= {"base_learning_rate", "layer_decay"}
+    assert {name for name in a if a[name] != b[name]} <= {"base_learning_rate", "layer_decay", "from_scratch"}
 
 
 def test_steps_round_up_and_warmup_is_fractional():
