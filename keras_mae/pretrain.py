@@ -6,6 +6,7 @@ Every field of the recipe is a flag. The same command again goes on where the ru
 RUN_DIR/export/encoder.keras and RUN_DIR/export/saved_model. A `--target_file` is copied to RUN_DIR/target.
 """
 
+import functools
 import hashlib
 import os
 import pathlib
@@ -13,8 +14,11 @@ import shutil
 
 from absl import flags
 
+import pipeline
 from keras_mae import commandline, recipes
 from keras_mae.layers.position_resize import POSITIONS
+from keras_mae.recipe_display import define_display_flags, display
+from keras_mae.recipes.pretraining import PRETRAIN_NOTES
 from keras_mae.run_flags import define_run_flags, open_data, run_options
 
 FLAGS = flags.FLAGS
@@ -117,14 +121,41 @@ def load_run(run_dir):
     return model
 
 
+def knn_evaluations(recipe, data, has_classes, strategy):
+    """`Task.evaluations` of `--knn_every_epochs`.
+
+    Raises:
+        ValueError: the data has no classes, no validation split, or too few samples.
+    """
+    from keras_mae.evaluation.knn import K, check_classes, watch_knn
+
+    if recipe.knn_every_epochs is None:
+        return ()
+    if not has_classes:
+        raise ValueError("knn_every_epochs needs a shard set with classes; this one has none.")
+    if data.validation is None:
+        raise ValueError("knn_every_epochs needs a validation split: give --val_split.")
+    samples = min(recipe.knn_samples or data.samples, data.samples)
+    if samples < K:
+        raise ValueError(f"knn_every_epochs looks for {K} neighbours. Received: {samples} samples to find them in")
+    for dataset in (data.in_order(), data.validation()):
+        check_classes(dataset, strategy)
+    return ((recipe.knn_every_epochs, functools.partial(watch_knn, samples=recipe.knn_samples)),)
+
+
 def main(argv):
+    if display(FLAGS, recipes.PRETRAIN_RECIPES, PRETRAIN_NOTES):
+        return 0
+
+    from keras_mae.evaluation.knn import KnnError
+    from keras_mae.training.adamw import AdamW
     from keras_mae.training.initial_weights import fingerprint, load_initial_weights
     from keras_mae.training.model_card import derived_card, read_card
-    from keras_mae.training.optimizers import AdamW
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
     from keras_mae.training.saved_model import export
+    from keras_mae.training.workers import HostError, is_chief, named_host_errors
 
-    with commandline.user_mistakes():
+    with commandline.user_mistakes(ValueError, HostError), named_host_errors():
         if FLAGS["positions"].present and not FLAGS.init:
             raise ValueError("--positions is about the position tables of --init, which is not given.")
         recipe = recipes.recipe_from_flags(recipes.PRETRAIN_RECIPES, FLAGS)
@@ -135,6 +166,8 @@ def main(argv):
         data = open_data(FLAGS, recipe, view="pretrain", noise={"noise": model.num_draws}, strategy=devices.strategy)
         if target_file:
             data.identity["target_file"] = hashlib.sha256(target_file.read_bytes()).hexdigest()
+        has_classes = bool(pipeline.load_manifest(FLAGS.data).classes)
+        evaluations = knn_evaluations(recipe, data, has_classes, devices.strategy)
         init, positions, card = FLAGS.init, FLAGS.positions, None
         if init:
             load_initial_weights(model, init, positions)  # also checks that they fit
@@ -142,10 +175,9 @@ def main(argv):
             card = derived_card(read_card(init), "keras_mae.pretrain")
 
     def build_model(policy):
-        kept = kept_target_file(recipe, options.run_dir)
-        if target_file:
-            keep_target_file(target_file, kept)
-        model = build_mae(recipe, policy, kept)
+        if target_file and is_chief(devices.strategy):
+            keep_target_file(target_file, kept_target_file(recipe, options.run_dir))
+        model = build_mae(recipe, policy, target_file)
         if init:
             load_initial_weights(model, init, positions)
         return model
@@ -156,10 +188,11 @@ def main(argv):
         build_optimizer=lambda model, schedule: AdamW(
             schedule, weight_decay=recipe.weight_decay, beta_1=recipe.beta_1, beta_2=recipe.beta_2
         ),
-        export=lambda model, folder: export(model.encoder, folder, card),
+        export=lambda model, folder: export(model.encoder, folder, card, data.image_dtype),
         draw=draw_reconstructions if model.can_reconstruct else None,
+        evaluations=evaluations,
     )
-    with commandline.user_mistakes(*RUN_ERRORS):
+    with commandline.user_mistakes(*RUN_ERRORS, KnnError):
         run(task, recipe, data, options, devices)
     return 0
 
@@ -177,6 +210,7 @@ def draw_reconstructions(model, features):
 def define_flags():
     recipes.define_recipe_flags(recipes.PRETRAIN_RECIPES)
     define_run_flags()
+    define_display_flags()
     flags.DEFINE_string("init", None, "Whole masked autoencoder to go on from: mae.keras, run folder or safetensors.")
     flags.DEFINE_enum("positions", "resize", POSITIONS, "Position tables of --init under another --image_size.")
 

@@ -13,7 +13,8 @@ import shutil
 from absl import flags
 
 from keras_mae import commandline, recipes
-from keras_mae.recipes.tokenizer import TOKENIZER_RECIPES
+from keras_mae.recipe_display import define_display_flags, display
+from keras_mae.recipes.tokenizer import TOKENIZER_NOTES, TOKENIZER_RECIPES
 from keras_mae.run_flags import define_run_flags, open_data, run_options
 
 FLAGS = flags.FLAGS
@@ -41,7 +42,7 @@ def build_optimizer(model, schedule, recipe, steps):
     """AdamW, whose updates temperature and KL weight follow over the run of so many steps."""
     from keras.optimizers.schedules import CosineDecay, PolynomialDecay
 
-    from keras_mae.training.optimizers import AdamW
+    from keras_mae.training.adamw import AdamW
 
     optimizer = AdamW(schedule, weight_decay=recipe.weight_decay, beta_1=recipe.beta_1, beta_2=recipe.beta_2)
     model.anneal(
@@ -110,6 +111,9 @@ def draw_reconstructions(model, features):
 
 
 def main(argv):
+    if display(FLAGS, TOKENIZER_RECIPES, TOKENIZER_NOTES):
+        return 0
+
     from keras_mae.models.discrete_vae import CODE_DRAWS
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
 
@@ -118,6 +122,10 @@ def main(argv):
         options = run_options(FLAGS)
         devices = start_devices(options, recipe)
         data = open_data(FLAGS, recipe, view="pretrain", noise={"code_noise": CODE_DRAWS}, strategy=devices.strategy)
+        if data.image_dtype != "uint8":
+            raise ValueError(
+                f"A tokenizer is trained on uint8 images. Received: a shard set of {data.image_dtype} arrays"
+            )
 
     steps = recipes.total_steps(recipe, data.samples)
     task = Task(
@@ -135,6 +143,7 @@ def main(argv):
 def define_flags():
     recipes.define_recipe_flags(TOKENIZER_RECIPES, default="dvae_small")
     define_run_flags()
+    define_display_flags()
 
 
 def entry_point():

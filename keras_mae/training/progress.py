@@ -1,15 +1,20 @@
 """The line that shows how far a training is."""
 
 import math
+import shutil
 import sys
 import time
+from collections.abc import Callable
 
 
 class Progress:
-    """A line with step, ETA and figures: rewritten in place on a terminal, every 15 s elsewhere.
+    """A line with step, figures and ETA: rewritten in place on a terminal, every 15 s elsewhere.
 
     Args:
         total_steps: steps of the whole run.
+
+    Attributes:
+        rate: steps a second of this process, without its first step, which compiles.
     """
 
     def __init__(self, total_steps: int):
@@ -20,8 +25,13 @@ class Progress:
         self.first = None
         self.rate = 0.0
 
-    def show(self, step: int, text: str) -> None:
-        """Shows the line if it is time to. The first step of the process, which compiles, does not count."""
+    def update(self, step: int, describe: Callable[[], str]) -> None:
+        """Shows the line if it is time to.
+
+        Args:
+            step: steps done, of the whole run.
+            describe: gives the figures; called only for a line that is shown, when `rate` is up to date.
+        """
         now = time.monotonic()
         if self.first is None:
             self.first = (now, step)
@@ -30,16 +40,25 @@ class Progress:
             return
         self.shown = now
         seconds = (self.total_steps - step) / self.rate if self.rate else math.inf
-        eta = (
-            "?"
-            if math.isinf(seconds)
-            else f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
-        )
-        line = f"step {step}/{self.total_steps}  {text}  ETA {eta}"
-        sys.stderr.write(f"\r{line:<79}" if self.terminal else line + "\n")
-        sys.stderr.flush()
+        self._write(f"step {step}/{self.total_steps}  {describe()}  ETA {duration_text(seconds)}")
 
     def close(self) -> None:
         """Ends the line on a terminal."""
         if self.terminal:
             sys.stderr.write("\n")
+
+    def _write(self, line: str) -> None:
+        if self.terminal:
+            width = shutil.get_terminal_size().columns - 1  # a line that wraps could not be rewritten
+            sys.stderr.write(f"\r{line[:width]:<{width}}")
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+
+def duration_text(seconds: float) -> str:
+    """Seconds as hours:minutes:seconds, "?" for infinity."""
+    if math.isinf(seconds):
+        return "?"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"

@@ -1,5 +1,6 @@
 """The one door to training: a model builder, data and a recipe in; a trained, checkpointed, exported model out."""
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -9,24 +10,38 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from keras_mae.recipes import Recipe, peak_learning_rate, total_steps, warmup_steps
+from keras_mae.recipes import Recipe, interval_steps, peak_learning_rate, total_steps, warmup_steps
 from keras_mae.training import run_dir as run_folder
-from keras_mae.training.callbacks import Checkpointing, Evaluation, Images, NonFiniteLossError, StepLog
+from keras_mae.training.best_epoch import BestEpoch
+from keras_mae.training.checkpoint_writer import CheckpointWriter
+from keras_mae.training.checkpointing import Checkpointing
 from keras_mae.training.checkpoints import CheckpointError, Checkpoints
+from keras_mae.training.cluster import WorkerFlags
 from keras_mae.training.data_errors import DataError, named_data_errors
+from keras_mae.training.experiment_tracker import TrackerError, WandbTracker
+from keras_mae.training.finite_loss import FiniteLoss, NonFiniteLossError
 from keras_mae.training.interruption import stop_requests
 from keras_mae.training.metrics_log import cut_back
+from keras_mae.training.optimizer import Optimizer
+from keras_mae.training.periodic import Evaluation, Images
+from keras_mae.training.profiling import Profiling, ProfilingError, check_profile_steps
+from keras_mae.training.run_log import NoLog, RunLog
 from keras_mae.training.schedules import WarmupCosine
-from keras_mae.training.strategy import (
-    ONE_HOST_STRATEGIES,
-    dtype_policy,
-    make_strategy,
-    set_determinism,
-    split_cpu,
-)
+from keras_mae.training.shared_run import check_same_step, opened, stopping_together
+from keras_mae.training.step_log import StepLog
+from keras_mae.training.strategy import ALONE, dtype_policy, make_strategy, set_determinism, split_cpu
 from keras_mae.training.trainer import Trainer, weighted_means
+from keras_mae.training.workers import HostError, all_succeed, is_chief, named_host_errors, num_own_replicas
 
-RUN_ERRORS = (run_folder.RunDirError, CheckpointError, NonFiniteLossError, DataError)
+RUN_ERRORS = (
+    run_folder.RunDirError,
+    CheckpointError,
+    NonFiniteLossError,
+    DataError,
+    ProfilingError,
+    TrackerError,
+    HostError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,10 +50,12 @@ class RunOptions:
 
     Attributes:
         run_dir: folder of recipe.json, logs, checkpoints and export.
-        strategy: "auto", "none" or "mirrored".
-        precision: "auto", "float32" or "bfloat16".
+        strategy: as `make_strategy` takes it, and so are workers and tpu.
+        precision: "auto", "float32", "bfloat16" or "float16".
         deterministic: "auto", "true" or "false".
         virtual_cpus: logical devices the CPU is split into.
+        profile_steps: first and last step to trace for TensorBoard's profiler; None for none.
+        wandb_project: of Weights & Biases; None for none.
     """
 
     run_dir: str
@@ -46,6 +63,10 @@ class RunOptions:
     precision: str = "auto"
     deterministic: str = "auto"
     virtual_cpus: int = 1
+    profile_steps: tuple[int, int] | None = None
+    wandb_project: str | None = None
+    workers: WorkerFlags = ALONE
+    tpu: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +82,9 @@ class Data:
         validation: -> one pass of padded batches (features, labels, weights), distributed too; None where there is no
             such split.
         reading: -> figures of the input pipeline for the log, name -> number.
+        in_order: -> one pass over the training split as `validation` gives its split; None where nothing needs it.
+        batch_samples: number of a batch, from 0 -> numbers of its samples in the split; None where they are not known.
+        image_dtype: "uint8" or "uint16".
     """
 
     samples: int
@@ -70,6 +94,9 @@ class Data:
     preview: Callable[[int], dict]
     validation: Callable[[], tf.data.Dataset | tf.distribute.DistributedDataset] | None = None
     reading: Callable[[], dict[str, float]] = dict
+    in_order: Callable[[], tf.data.Dataset | tf.distribute.DistributedDataset] | None = None
+    batch_samples: Callable[[int], list[int]] | None = None
+    image_dtype: str = "uint8"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +109,10 @@ class Task:
         build_optimizer: (built model, learning-rate schedule) -> optimizer.
         export: (model, folder) -> None, after the last step.
         draw: (model, features) -> name -> images for TensorBoard; None for none.
+        evaluations: further ones: (epochs between, make), where make(model, data, strategy) gives a function to name ->
+            number, which is logged as `val_NAME`.
+        best_metric: of the evaluation on the validation split, the higher the better: the weights of its best
+            evaluation are exported too, to EXPORT/best; None for no such thing.
     """
 
     command: str
@@ -89,6 +120,8 @@ class Task:
     build_optimizer: Callable
     export: Callable
     draw: Callable | None = None
+    evaluations: tuple[tuple[float, Callable], ...] = ()
+    best_metric: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,22 +141,22 @@ def start_devices(options: RunOptions, recipe: Recipe) -> Devices:
     """Sets determinism and seeds, and starts the devices. To be called before anything else of TensorFlow.
 
     Raises:
-        ValueError: unknown option, or a batch size that the replicas do not divide.
+        ValueError: unknown option, or a batch size that replicas and accumulation steps do not divide.
     """
-    if options.strategy == "multi_worker":
-        raise ValueError(
-            "Training on several hosts is not supported yet; strategy=multi_worker is for keras_mae.evaluate. "
-            f"Expected here: {', '.join(ONE_HOST_STRATEGIES)}"
-        )
     if options.virtual_cpus != 1:
         split_cpu(options.virtual_cpus, options.strategy)
     set_determinism(options.deterministic)
-    strategy = make_strategy(options.strategy)
+    strategy = make_strategy(options.strategy, options.workers, options.tpu)
     replicas = strategy.num_replicas_in_sync
     if recipe.batch_size % replicas:
         raise ValueError(
             "The global batch is split evenly over the replicas. "
             f"Received: batch_size={recipe.batch_size}, replicas={replicas}"
+        )
+    if recipe.batch_size // replicas % recipe.accumulation_steps:
+        raise ValueError(
+            "The share of the batch that a replica has is split evenly over its accumulation steps. Received: "
+            f"batch_size={recipe.batch_size}, replicas={replicas}, accumulation_steps={recipe.accumulation_steps}"
         )
     keras.utils.set_random_seed(recipe.seed)
     return Devices(strategy, dtype_policy(options.precision))
@@ -137,52 +170,84 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, devices: De
         CheckpointError: the checkpoints do not fit.
         NonFiniteLossError: the loss became NaN or infinite.
         DataError: damaged data.
-        KeyboardInterrupt: Ctrl-C or SIGTERM; the step was finished and saved.
+        ProfilingError: the run has no such steps to profile.
+        TrackerError: Weights & Biases does not start.
+        HostError: another worker has stopped or failed.
+        KeyboardInterrupt: Ctrl-C or SIGTERM, in any worker; the step was finished and saved.
     """
     folder = pathlib.Path(options.run_dir)
     steps = total_steps(recipe, data.samples)
+    check_profile_steps(options.profile_steps, steps)
     description = {
         "command": task.command,
         "recipe": dataclasses.asdict(recipe),
         "data": data.identity,
         "total_steps": steps,
     }
-    with run_folder.locked(folder), stop_requests() as stop_requested:
-        run_folder.claim(folder, description)
+    strategy, writes = devices.strategy, is_chief(devices.strategy)
+    with named_host_errors(), stop_requests() as stop_requested, opened(folder, description, strategy):
         with devices.strategy.scope():
             trainer, schedule = _build_trainer(task, recipe, data, devices.policy)
         checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
         # Weights, not seed states: the batches bring every random number with them.
         variables = [*trainer.model.weights, *trainer.optimizer.variables]
-        start = _resume(checkpoints, variables, data)
-        cut_back(folder / "metrics.jsonl", start)
-        export = folder / "export"
+        start = _resume(checkpoints, variables, data, trainer.optimizer)
+        check_same_step(start, folder, strategy)
+        if writes:
+            checkpoints.clean(start)
+            cut_back(folder / "metrics.jsonl", start)
+        common = {"start_step": start, "total_steps": steps}
+        best = _best_epoch(task, recipe, data, trainer.model, checkpoints, devices.strategy, common)
         if start < steps:
-            _say_start(task, recipe, data, devices.strategy, start, steps)
-            with named_data_errors():
-                common = {"start_step": start, "total_steps": steps}
+            if writes:
+                _say_start(task, recipe, data, devices.strategy, start, steps)
+            with (
+                named_data_errors(),
+                named_host_errors(),
+                stopping_together(trainer, stop_requested) as all_stop,
+                _open_log(folder, options.wandb_project, description, writes) as log,
+                _checkpoint_writer(checkpoints, variables, devices.strategy) as writer,
+            ):
                 callbacks = [
-                    *_log_callbacks(task, recipe, data, trainer, devices.strategy, schedule, folder, common),
+                    FiniteLoss(**common, run_dir=folder, batch_samples=data.batch_samples if writes else None),
+                    *(_profiling(options.profile_steps, log, common) if writes else ()),
+                    *_log_callbacks(task, recipe, data, trainer, devices.strategy, schedule, log, common, best),
                     Checkpointing(
                         **common,
-                        checkpoints=checkpoints,
-                        every=recipe.checkpoint_every_steps,
-                        variables=variables,
-                        state=lambda step: {"data": data.state(step)},
-                        stop_requested=stop_requested,
+                        writer=writer,
+                        every_steps=interval_steps(recipe, "checkpoint_every", data.samples),
+                        every_minutes=recipe.checkpoint_every_minutes,
+                        state=lambda step: {"data": data.state(step), **_loss_scale_state(trainer.optimizer)},
+                        stop_requested=all_stop,
                     ),
                 ]
                 trainer.fit(
                     data.train(start), steps_per_epoch=steps - start, callbacks=callbacks, verbose=0, shuffle=False
                 )
-        elif export.exists() and export.stat().st_mtime_ns >= checkpoints.paths()[-1].stat().st_mtime_ns:
-            print(f"{folder}: this run is finished ({start} steps); its models are in {export}")
-            return
+        with all_succeed(strategy):
+            if writes:
+                _export(task, trainer, best, checkpoints, folder, start, steps)
+
+
+def _export(task, trainer, best, checkpoints, folder, start, steps) -> None:
+    """Writes the models, unless an earlier process of the run has, and says so."""
+    export = folder / "export"
+    if (
+        start == steps
+        and export.exists()
+        and export.stat().st_mtime_ns >= checkpoints.paths()[-1].stat().st_mtime_ns
+        and (best is None or best.is_exported(export / "best"))
+    ):
+        print(f"{folder}: this run is finished ({start} steps); its models are in {export}")
+        return
+    with trainer.optimizer.averaged_weights():
         task.export(trainer.model, export)
+    if best is not None:
+        best.export(task.export, export / "best")
     print(f"{folder}: finished {steps} steps; models in {export}, log in {folder / 'metrics.jsonl'}")
 
 
-def _resume(checkpoints: Checkpoints, variables: list, data: Data) -> int:
+def _resume(checkpoints: Checkpoints, variables: list, data: Data, optimizer: Optimizer) -> int:
     """Restores the newest checkpoint; returns the number of steps done."""
     state = checkpoints.restore(variables)
     if state is None:
@@ -192,7 +257,14 @@ def _resume(checkpoints: Checkpoints, variables: list, data: Data) -> int:
             f"The checkpoint of step {state['step']} stands elsewhere in the data. "
             f"Expected: {data.state(state['step'])}. Received: {state['data']}"
         )
+    if optimizer.loss_scale is not None and "loss_scale" in state:  # the run may have begun in another precision
+        optimizer.loss_scale.restore(state["loss_scale"])
     return state["step"]
+
+
+def _loss_scale_state(optimizer: Optimizer) -> dict:
+    # Not among the variables: a run may go on in another precision.
+    return {} if optimizer.loss_scale is None else {"loss_scale": optimizer.loss_scale.state()}
 
 
 def _build_trainer(task, recipe, data, policy) -> tuple[Trainer, WarmupCosine]:
@@ -206,45 +278,102 @@ def _build_trainer(task, recipe, data, policy) -> tuple[Trainer, WarmupCosine]:
         recipe.min_learning_rate,
     )
     optimizer = task.build_optimizer(model, schedule)
+    optimizer.global_clipnorm, optimizer.ema_decay = recipe.clip_global_norm, recipe.ema_decay
     optimizer.build(model.trainable_variables)
+    if policy.compute_dtype == "float16":
+        optimizer.scale_losses()
     compiled = _compiled()
-    if compiled == "elementwise":
-        optimizer.compile_updates()
-    trainer = Trainer(model, compiled=compiled)
+    if compiled == "elementwise" and tf.distribute.get_strategy().num_replicas_in_sync == 1:
+        optimizer.compile_updates()  # it would not add up the gradients of several replicas
+    trainer = Trainer(model, compiled=compiled, accumulation_steps=recipe.accumulation_steps)
     trainer.compile(optimizer=optimizer, jit_compile=False)  # XLA is inside the step; Keras' own would clash
     return trainer, schedule
 
 
 def _compiled() -> str:
-    # What XLA compiles of a step, see `Trainer`.
+    # What XLA compiles of a step, see `Trainer`; for a TPU it compiles all that the strategy runs.
+    strategy = tf.distribute.get_strategy()
+    if isinstance(strategy, tf.distribute.TPUStrategy):
+        return "nothing"
     if tf.config.list_physical_devices("GPU"):
         return "step"
-    return "elementwise" if tf.distribute.get_strategy().num_replicas_in_sync == 1 else "nothing"
+    return "elementwise" if num_own_replicas(strategy) == 1 else "nothing"
 
 
-def _log_callbacks(task, recipe, data, trainer, strategy, schedule, folder, common) -> list:
-    """Log, evaluation and pictures."""
-    writer = tf.summary.create_file_writer(str(folder / "tensorboard"))
-    every = max(1, round(recipe.eval_every_epochs * data.samples / recipe.batch_size))
-    callbacks = [
-        StepLog(
-            **common,
-            run_dir=folder,
-            writer=writer,
-            every=recipe.log_every_steps,
-            schedule=schedule,
-            batch_size=recipe.batch_size,
-            samples=data.samples,
-            reading=data.reading,
-        )
-    ]
+def _open_log(folder, wandb_project, description, writes) -> RunLog | NoLog:
+    if not writes:
+        return NoLog()
+    tracker = None if wandb_project is None else WandbTracker(folder, wandb_project, description)
+    return RunLog(folder, tracker)
+
+
+def _checkpoint_writer(checkpoints, variables, strategy) -> contextlib.AbstractContextManager[CheckpointWriter | None]:
+    # One worker writes: the state is the same on all.
+    return CheckpointWriter(checkpoints, variables) if is_chief(strategy) else contextlib.nullcontext()
+
+
+def _profiling(steps, log, common) -> list:
+    return [] if steps is None else [Profiling(**common, steps=steps, folder=log.tensorboard_dir)]
+
+
+def _best_epoch(task, recipe, data, model, checkpoints, strategy, common) -> BestEpoch | None:
+    if task.best_metric is None or data.validation is None or not is_chief(strategy):
+        return None
+    steps_per_epoch = data.samples / recipe.batch_size
+    return BestEpoch(
+        **common, checkpoints=checkpoints, model=model, metric=task.best_metric, steps_per_epoch=steps_per_epoch
+    )
+
+
+def _log_callbacks(task, recipe, data, trainer, strategy, schedule, log, common, best) -> list:
+    """Log, evaluations and pictures."""
+    every = interval_steps(recipe, "eval_every", data.samples)
+    writes = is_chief(strategy)
+    callbacks = [_step_log(recipe, data, trainer.optimizer, schedule, log, common)] if writes else []
     if data.validation is not None:
         evaluate = functools.partial(_evaluate, trainer.model, data, strategy)
-        callbacks.append(Evaluation(**common, run_dir=folder, writer=writer, every=every, evaluate=evaluate))
-    if task.draw is not None:
+        if best is not None:
+            callbacks.append(best)
+            evaluate = best.watched(evaluate)
+        evaluate = _on_averages(trainer, evaluate)
+        callbacks.append(Evaluation(**common, log=log, every=every, evaluate=evaluate))
+    for epochs, make in task.evaluations:
+        between = max(1, round(epochs * data.samples / recipe.batch_size))
+        evaluate = _on_averages(trainer, make(trainer.model, data, strategy))
+        callbacks.append(Evaluation(**common, log=log, every=between, evaluate=evaluate))
+    if task.draw is not None and writes:
         draw = functools.partial(task.draw, trainer.model, data.preview(8))
-        callbacks.append(Images(**common, writer=writer, every=every, draw=draw))
+        callbacks.append(Images(**common, log=log, every=every, draw=draw))
     return callbacks
+
+
+def _step_log(recipe, data, optimizer, schedule, log, common) -> StepLog:
+    return StepLog(
+        **common,
+        log=log,
+        every=interval_steps(recipe, "log_every", data.samples),
+        schedule=lambda step: schedule(_update_of_step(optimizer, step)),
+        batch_size=recipe.batch_size,
+        samples=data.samples,
+        reading=lambda: {**data.reading(), **_loss_scale_figures(optimizer)},
+    )
+
+
+def _update_of_step(optimizer: Optimizer, step: int) -> int:
+    """The number of a step's update, from 0: the step's, but for updates that the loss scale has skipped."""
+    return step if optimizer.loss_scale is None else max(0, int(optimizer.iterations.numpy()) - 1)
+
+
+def _loss_scale_figures(optimizer: Optimizer) -> dict[str, float]:
+    return {} if optimizer.loss_scale is None else optimizer.loss_scale.figures()
+
+
+def _on_averages(trainer: Trainer, evaluate: Callable[[], dict]) -> Callable[[], dict]:
+    def evaluate_averages():
+        with trainer.optimizer.averaged_weights():
+            return evaluate()
+
+    return evaluate_averages
 
 
 def _evaluate(model, data: Data, strategy) -> dict[str, float]:

@@ -6,6 +6,7 @@ import json
 import pathlib
 from collections.abc import Iterator
 
+from keras_mae.recipes.durations import INTERVALS, names_of
 from keras_mae.training.atomic import write_text
 
 NAME = "recipe.json"
@@ -13,13 +14,16 @@ NAME = "recipe.json"
 # What may differ when a run goes on: its length, which may only grow, and how it is logged.
 GROWING = "total_steps"
 FREE = (
-    "steps",
     "epochs",
-    "log_every_steps",
-    "checkpoint_every_steps",
-    "eval_every_epochs",
+    "steps",
+    "images",
+    *(name for what in INTERVALS for name in names_of(what)),
+    "checkpoint_every_minutes",
     "keep_checkpoints",
+    "knn_every_epochs",
+    "knn_samples",
     "remat",
+    "accumulation_steps",
 )
 
 
@@ -58,10 +62,10 @@ def claim(run_dir: pathlib.Path, description: dict) -> None:
     description = json.loads(json.dumps(description))
     old = read_description(run_dir)
     if old is not None and any((run_dir / "checkpoints").glob("step-*.npz")):
-        differences = list(_differences(old, description))
-        if differences:
+        found = list(differences(old, description))
+        if found:
             raise RunDirError(
-                f"{run_dir} holds another run: {'; '.join(differences)}. Choose another --run_dir, or repeat the "
+                f"{run_dir} holds another run: {'; '.join(found)}. Choose another --run_dir, or repeat the "
                 "run's own flags (recipe.json has them)."
             )
     write_text(run_dir / NAME, json.dumps(description, indent=2) + "\n")
@@ -84,18 +88,19 @@ def read_description(run_dir: pathlib.Path) -> dict | None:
 
 def description_above(path: pathlib.Path) -> dict | None:
     """The description of the run that a path lies in: a run folder, its export, or a model in there."""
-    for folder in (path, *path.resolve().parents[:2]):
+    for folder in (path, *path.resolve().parents[:3]):
         description = read_description(folder)
         if description is not None:
             return description
     return None
 
 
-def _differences(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
+def differences(old: dict, new: dict, prefix: str = "") -> Iterator[str]:
+    """In words, what keeps the run of one description from going on as that of another."""
     for name in sorted(set(old) | set(new)):
         before, now = old.get(name), new.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
-            yield from _differences(before, now, f"{prefix}{name}.")
+            yield from differences(before, now, f"{prefix}{name}.")
         elif name == GROWING:
             if now < before:
                 yield f"{prefix}{name} may grow, not shrink: the run has {before}, received {now}"

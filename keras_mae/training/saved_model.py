@@ -18,18 +18,26 @@ import tensorflow as tf
 
 from keras_mae.layers.position_resize import position_table_of_grid
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
+from keras_mae.training.class_names import write_class_names
 from keras_mae.training.model_card import write_card
 
 # What the loaders of Keras and TensorFlow raise for files that are cut, mixed up, or of another kind.
 LOAD_ERRORS = (ValueError, OSError, TypeError, LookupError, zipfile.BadZipFile, tf.errors.OpError)
 STRUCTURE = pathlib.Path("assets.extra", "keras_mae.json")
+IMAGE_DTYPES = ("uint8", "uint16")
 
 
 class SavedModelError(ValueError):
     """Not a model this project can load, or one that does not fit."""
 
 
-def export(model, folder: str | os.PathLike, card: dict | None = None) -> None:
+def export(
+    model,
+    folder: str | os.PathLike,
+    card: dict | None = None,
+    image_dtype: str = "uint8",
+    classes: Sequence[str] | None = None,
+) -> None:
     """Writes `NAME.keras` and `saved_model/` as a whole: the folder appears under its name when all is written.
 
     Weights are float32 whatever the precision of training. NAME is "encoder" or "classifier"; a masked autoencoder is
@@ -39,7 +47,15 @@ def export(model, folder: str | os.PathLike, card: dict | None = None) -> None:
         model: a `VisionTransformer`, a `Classifier` or a `MaskedAutoencoder`.
         folder: an older export there is replaced.
         card: where the weights came from, for `card.json` and README.md beside them (see `model_card`); None for none.
+        image_dtype: of the images that it was trained on: what the SavedModel takes, whose signature has one type. The
+            Keras models take either.
+        classes: names of a classifier's classes, for `classes.json` (see `class_names`); None for none.
+
+    Raises:
+        ValueError: another type.
     """
+    if image_dtype not in IMAGE_DTYPES:
+        raise ValueError(f"image_dtype must be one of {', '.join(IMAGE_DTYPES)}. Received: {image_dtype!r}")
     folder = pathlib.Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -49,9 +65,11 @@ def export(model, folder: str | os.PathLike, card: dict | None = None) -> None:
     if isinstance(model, MaskedAutoencoder):
         model = model.encoder
         model.save(partial / f"{model.name}.keras")
-    write_saved_model(model, partial / "saved_model")
+    write_saved_model(model, partial / "saved_model", image_dtype)
     if card is not None:
         write_card(partial, card)
+    if classes is not None:
+        write_class_names(partial, classes)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
 
@@ -64,14 +82,14 @@ def copy_with_dtype(model, dtype):
     return copy
 
 
-def write_saved_model(model, folder: pathlib.Path) -> None:
-    """Writes a SavedModel with signature `features` (and `classify` for a classifier) of one uint8 input `image`.
+def write_saved_model(model, folder: pathlib.Path, image_dtype: str) -> None:
+    """Writes a SavedModel with signature `features` (and `classify` for a classifier) of one input `image`.
 
     `features` gives `class_token` (batch, D), `patch_mean` (batch, D) and `tokens` (batch, 1 + num_patches, D);
     `classify` gives `logits` and `probabilities` (batch, num_classes). All are differentiable.
     """
     encoder = model.encoder if isinstance(model, Classifier) else model
-    spec = tf.TensorSpec((None, *encoder.image_size, encoder.channels), tf.uint8, name="image")
+    spec = tf.TensorSpec((None, *encoder.image_size, encoder.channels), image_dtype, name="image")
 
     def features(image):
         tokens = encoder(image, training=False)  # (B, N+1, D)
@@ -200,7 +218,8 @@ class SavedModelLayer(keras.layers.TFSMLayer):
     """A SavedModel as a trainable Keras layer.
 
     `keras.layers.TFSMLayer` keeps variable names such as `kernel:0`, from which Keras optimizers with slots (Adam)
-    cannot make names of their own; here the names lose the colon. In a model give it a `keras.Input` of dtype uint8.
+    cannot make names of their own; here the names lose the colon. In a model give it a `keras.Input` of the dtype that
+    the SavedModel takes: uint8, or uint16 of a model that was trained on such arrays.
 
     Args:
         filepath: the SavedModel folder.

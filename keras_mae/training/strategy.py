@@ -1,9 +1,7 @@
 """Devices, hosts, precision and determinism of a run."""
 
 import contextlib
-import json
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,14 +9,15 @@ from collections.abc import Iterator
 import keras
 import tensorflow as tf
 
-ONE_HOST_STRATEGIES = ("auto", "none", "mirrored")
-STRATEGIES = (*ONE_HOST_STRATEGIES, "multi_worker")
-PRECISIONS = ("auto", "float32", "bfloat16")
+from keras_mae.training import slurm
+from keras_mae.training.cluster import EXAMPLE, Cluster, Summons, WorkerFlags, find_workers, gather_workers, own_gpus
+from keras_mae.training.rendezvous import MissingWorkers
+from keras_mae.training.tpu import start_tpu
+
+STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 DETERMINISTIC = ("auto", "true", "false")
-
-
-class HostError(RuntimeError):
-    """Another host of a multi_worker strategy has stopped, so this one cannot go on."""
+ALONE = WorkerFlags()
 
 
 def split_cpu(count: int, strategy: str) -> None:
@@ -38,70 +37,95 @@ def split_cpu(count: int, strategy: str) -> None:
     tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
 
 
-def make_strategy(name: str) -> tf.distribute.Strategy:
-    """The tf.distribute strategy of the given name.
+def make_strategy(name: str, workers: WorkerFlags = ALONE, tpu: str | None = None) -> tf.distribute.Strategy:
+    """The tf.distribute strategy of the given name. To be called before anything else of TensorFlow.
 
     Args:
         name: "none" one device; "mirrored" all GPUs of this machine, or all logical CPUs where there is no GPU;
-            "auto" mirrored where there are several GPUs, else none; "multi_worker" all GPUs of all hosts that the
-            environment variable TF_CONFIG names, each of which runs the same command. It waits for them, and has to
-            come before anything else of TensorFlow.
+            "multi_worker" all GPUs of several processes, each of which runs the same command; "tpu" all cores of a TPU;
+            "auto" multi_worker where `workers`, TF_CONFIG or srun name several processes, tpu where `tpu` names one,
+            else mirrored where there are several GPUs, else none.
+        workers: who the processes are; where it says nothing, the environment does, see `find_workers`.
+        tpu: see `start_tpu`; "local" if None.
 
     Raises:
-        ValueError: unknown name, or TF_CONFIG does not say who the hosts are.
+        ValueError: unknown name, options of another strategy, or nothing says who the workers are.
+        MissingWorkers: not all of them came.
     """
     _check("strategy", name, STRATEGIES)
-    if name == "multi_worker":
-        return _start_multi_worker()
+    if tpu is not None and name not in ("auto", "tpu"):
+        raise ValueError(f"tpu is for strategy=tpu. Received: tpu={tpu!r}, strategy={name}")
+    if workers.is_given() and name not in ("auto", "multi_worker"):
+        raise ValueError(
+            f"coordinator, num_processes and process_id are for strategy=multi_worker. Received: strategy={name}"
+        )
+    if name == "tpu" or tpu is not None:
+        return start_tpu(tpu or "local")
+    summons = _find_workers(name, workers) if name in ("auto", "multi_worker") else None
+    if summons is not None and summons.num_processes > 1:
+        return _start_workers(gather_workers(summons, workers.wait_seconds))
     gpus = tf.config.list_logical_devices("GPU")
-    if name == "none" or (name == "auto" and len(gpus) < 2):
+    if name == "none" or (name != "mirrored" and len(gpus) < 2):
         return tf.distribute.get_strategy()
     devices = gpus or tf.config.list_logical_devices("CPU")
-    return tf.distribute.MirroredStrategy([device.name for device in devices])
+    with _without_tf_config():
+        return tf.distribute.MirroredStrategy([device.name for device in devices])
 
 
-def _start_multi_worker() -> tf.distribute.MultiWorkerMirroredStrategy:
-    _check_cluster(os.environ.get("TF_CONFIG", ""))
+@contextlib.contextmanager
+def _without_tf_config() -> Iterator[None]:
+    # MirroredStrategy, too, would take the workers that it names.
+    config = os.environ.pop("TF_CONFIG", None)
+    try:
+        yield
+    finally:
+        if config is not None:
+            os.environ["TF_CONFIG"] = config
+
+
+def _find_workers(name: str, workers: WorkerFlags) -> Summons | None:
+    # For "auto" only what surely means one run of several processes.
+    summons = find_workers(os.environ, workers)
+    if name == "multi_worker" and summons is None:
+        raise ValueError(
+            "strategy=multi_worker does not know who the workers are. Expected: --coordinator, --num_processes and "
+            f"--process_id; or Slurm's srun; or the environment variable TF_CONFIG, {EXAMPLE}. Received: none of them"
+        )
+    if name == "auto" and summons is not None and summons.num_processes > 1:
+        if summons.source == "Slurm" and not slurm.is_step(os.environ):
+            _say(f"NOTE: this Slurm job has {summons.num_processes} tasks, but srun did not start this process: alone.")
+            return None
+        if summons.process == 0:
+            _say(f"{summons.source} names {summons.num_processes} processes: strategy=multi_worker")
+    return summons
+
+
+def _start_workers(cluster: Cluster) -> tf.distribute.MultiWorkerMirroredStrategy:
+    gpus = tf.config.list_physical_devices("GPU")
+    tf.config.set_visible_devices(own_gpus(cluster, gpus), "GPU")
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec({"worker": list(cluster.addresses)}),
+        task_type="worker",
+        task_id=cluster.worker,
+        rpc_layer="grpc",
+    )
     # It waits in C++, where Python would never see a Ctrl-C, and leaves a handler behind that swallows SIGTERM.
     handlers = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
-    print("waiting until all hosts that TF_CONFIG names have started", file=sys.stderr, flush=True)
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except tf.errors.OpError as error:
+        raise MissingWorkers(f"TensorFlow could not connect the workers: {error.message.splitlines()[0]}") from error
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
-def is_chief(strategy: tf.distribute.Strategy) -> bool:
-    """Whether this process is the one, of those that compute the same, that prints and writes the results."""
-    resolver = strategy.cluster_resolver
-    if resolver is None:
-        return True
-    first = "chief" if "chief" in resolver.cluster_spec().jobs else "worker"
-    return (resolver.task_type, resolver.task_id) == (first, 0)
-
-
-@contextlib.contextmanager
-def named_host_errors() -> Iterator[None]:
-    """Turns what TensorFlow raises when another host is gone into one sentence; other errors pass.
-
-    Raises:
-        HostError: about 10 seconds after the other host stopped.
-    """
-    try:
-        yield
-    except tf.errors.OpError as error:
-        if "Collective ops is aborted" not in error.message:
-            raise
-        stopped = ", ".join(sorted(set(re.findall(r"/task:(\d+)$", error.message, flags=re.MULTILINE))))
-        raise HostError(
-            f"Host {stopped or 'unknown'} of TF_CONFIG has stopped or cannot be reached: its own output says why. "
-            "Run the command again on all hosts."
-        ) from error
+def _say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
 
 def dtype_policy(precision: str) -> keras.DTypePolicy:
-    """Keras policy for a precision: bfloat16 keeps float32 weights; "auto" is bfloat16 on GPUs, float32 on CPUs.
+    """Keras policy for a precision; "auto" is bfloat16 on GPUs, float32 on CPUs. All of them keep float32 weights.
 
     Raises:
         ValueError: unknown precision.
@@ -109,7 +133,7 @@ def dtype_policy(precision: str) -> keras.DTypePolicy:
     _check("precision", precision, PRECISIONS)
     if precision == "auto":
         precision = "bfloat16" if tf.config.list_physical_devices("GPU") else "float32"
-    return keras.DTypePolicy("mixed_bfloat16" if precision == "bfloat16" else "float32")
+    return keras.DTypePolicy(precision if precision == "float32" else f"mixed_{precision}")
 
 
 def set_determinism(deterministic: str) -> None:
@@ -123,21 +147,6 @@ def set_determinism(deterministic: str) -> None:
     if deterministic == "true" or (deterministic == "auto" and no_gpu):
         os.environ["TF_DETERMINISTIC_OPS"] = "1"
         tf.config.experimental.enable_op_determinism()
-
-
-def _check_cluster(config: str) -> None:
-    try:
-        content = json.loads(config)
-        kind, number = content["task"]["type"], content["task"]["index"]
-        is_host = kind in ("chief", "worker") and bool(content["cluster"][kind][number])
-    except (ValueError, TypeError, LookupError):
-        is_host = False
-    if not is_host:
-        raise ValueError(
-            "strategy=multi_worker needs the environment variable TF_CONFIG. Expected, on the first of two hosts: "
-            '{"cluster": {"worker": ["HOST0:PORT", "HOST1:PORT"]}, "task": {"type": "worker", "index": 0}}. '
-            f"Received: {config or 'nothing'}"
-        )
 
 
 def _check(name: str, value: str, expected: tuple[str, ...]) -> None:

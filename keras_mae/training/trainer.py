@@ -4,7 +4,7 @@ Keras' own `train_step` reports the running mean of an epoch and weighs a batch 
 step reports its own loss over the global batch, and an evaluation weighs samples.
 """
 
-import time
+import functools
 from collections.abc import Iterable
 
 import keras
@@ -12,11 +12,13 @@ import tensorflow as tf
 
 from keras_mae.layers.elementwise import replaced
 from keras_mae.training import fast_elementwise
+from keras_mae.training.accumulation import accumulate
+from keras_mae.training.keras_fit import WorkersModel
 
 COMPILED = ("step", "elementwise", "nothing")
 
 
-class Trainer(keras.Model):
+class Trainer(WorkersModel):
     """Trains `model` with `fit`; holds no weights of its own.
 
     Args:
@@ -24,24 +26,24 @@ class Trainer(keras.Model):
         compiled: what XLA compiles. "step": forward and backward pass as one, for GPUs. "elementwise": what lies
             between matrix products, for CPUs (see `fast_elementwise`). "nothing": for several logical devices of one
             CPU, which XLA refuses.
-
-    Attributes:
-        data_wait_seconds: time that steps have waited for their batch so far.
+        accumulation_steps: equal parts of a replica's batch that are computed one after the other, see `accumulate`;
+            one update follows them all. They must make up the batch, and the batch must bring no weights.
     """
 
-    def __init__(self, model, compiled="nothing", **kwargs):
+    def __init__(self, model, compiled="nothing", accumulation_steps=1, **kwargs):
         super().__init__(autocast=False, **kwargs)
         self.model = model
         self.built = True
-        self.data_wait_seconds = 0.0
         if compiled not in COMPILED:
             raise ValueError(f"compiled must be one of {', '.join(COMPILED)}. Received: {compiled!r}")
-        self._compiled = compiled
-        self._forward_backward = self._loss_and_gradients
+        compute = self._loss_and_gradients
+        if accumulation_steps > 1:
+            compute = functools.partial(self._accumulated_loss_and_gradients, accumulation_steps)
         if compiled == "step":
-            self._forward_backward = tf.function(self._loss_and_gradients, jit_compile=True, autograph=False)
+            compute = tf.function(compute, jit_compile=True, autograph=False)
         elif compiled == "elementwise":
-            self._forward_backward = self._with_fast_elementwise
+            compute = functools.partial(_with_fast_elementwise, compute)
+        self._forward_backward = compute
 
     def call(self, features, training=False):
         return self.model(features, training=training)
@@ -53,29 +55,11 @@ class Trainer(keras.Model):
         self.optimizer.apply_gradients(zip(gradients, self.model.trainable_variables, strict=True))
         return {"loss": loss}
 
-    def make_train_function(self, force=False):
-        """The step that `fit` runs: as Keras', but the batch is fetched outside the compiled part, which is timed."""
-        if self.train_function is not None and not force:
-            return self.train_function
-        strategy = self.distribute_strategy
-
-        @tf.function(reduce_retracing=True, autograph=False)
-        def step(data):
-            outputs = strategy.run(self.train_step, args=(data,))
-            return {name: strategy.reduce("MEAN", value, axis=None) for name, value in outputs.items()}
-
-        def train_function(iterator):
-            begin = time.perf_counter()
-            data = next(iterator)
-            self.data_wait_seconds += time.perf_counter() - begin
-            return step(data)
-
-        self.train_function = train_function
-        return train_function
-
-    def _with_fast_elementwise(self, features, labels, weights):
-        with replaced(fast_elementwise):
-            return self._loss_and_gradients(features, labels, weights)
+    def _accumulated_loss_and_gradients(self, steps, features, labels, weights):
+        if weights is not None:
+            raise ValueError("Accumulation averages over equal parts: it needs batches without sample weights.")
+        batch = (features, labels, weights)
+        return accumulate(self._loss_and_gradients, batch, steps, self.model.trainable_variables)
 
     def _loss_and_gradients(self, features, labels, weights):
         with tf.GradientTape() as tape:
@@ -85,8 +69,10 @@ class Trainer(keras.Model):
             scaled_loss = self.optimizer.scale_loss(loss / self.distribute_strategy.num_replicas_in_sync)
         return loss, tape.gradient(scaled_loss, self.model.trainable_variables)
 
-    def _maybe_symbolic_build(self, iterator=None, data_batch=None):
-        """Nothing: the model is built already, and the symbolic build would read (and lose) a first batch."""
+
+def _with_fast_elementwise(compute, features, labels, weights):
+    with replaced(fast_elementwise):
+        return compute(features, labels, weights)
 
 
 def weighted_means(model, dataset: Iterable, strategy: tf.distribute.Strategy | None = None) -> dict[str, float]:

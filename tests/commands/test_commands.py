@@ -62,7 +62,7 @@ def test_going_on_equals_going_through(pretrained, halves_set, tmp_path):
         if self.step == 7:
             raise Killed
 
-    from keras_mae.training.callbacks import StepLog
+    from keras_mae.training.step_log import StepLog
 
     original = StepLog.after_step
     StepLog.after_step = kill

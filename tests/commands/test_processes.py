@@ -1,13 +1,10 @@
-"""What needs a process of its own: two virtual devices, and a kill that nothing can catch."""
+"""What needs a process of its own: two virtual devices."""
 
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
-import pytest
 from fixtures.commands import TINY, TINY_DECODER
 
 from keras_mae.training.metrics_log import read_rows
@@ -81,20 +78,3 @@ print("masks differ", len(masks))
 def test_replicas_draw_different_masks_and_take_their_slices(halves_set):
     output = finish(start("-c", REPLICA_MASKS, halves_set))
     assert "masks differ 160" in output
-
-
-@pytest.mark.slow
-def test_kill_9_and_the_same_command_again_equal_an_uninterrupted_run(halves_set, tmp_path):
-    killed, whole = tmp_path / "killed", tmp_path / "whole"
-    flags = (*PRETRAIN, f"--data={halves_set}", "--steps=400", "--eval_every_epochs=25")
-    finish(start(*flags, f"--run_dir={whole}"))
-    process = start(*flags, f"--run_dir={killed}")
-    deadline = time.monotonic() + 240
-    while len(losses(killed)) < 60 and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert 60 <= len(losses(killed)) < 400
-    output = finish(start(*flags, f"--run_dir={killed}"))
-    assert "going on at step" in output
-    assert losses(killed) == losses(whole)

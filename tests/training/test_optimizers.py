@@ -1,4 +1,4 @@
-"""AdamW against a NumPy loop of PyTorch's documented update; decay groups and layer-wise rates."""
+"""AdamW against a NumPy loop of PyTorch's documented update; decay groups, layer-wise rates, clipping, saving."""
 
 import keras
 import numpy as np
@@ -6,7 +6,9 @@ import pytest
 from fixtures.tiny_vit import TINY_VIT
 
 from keras_mae.models import Classifier, VisionTransformer
-from keras_mae.training.optimizers import AdamW, layer_decay_scales
+from keras_mae.training.adamw import AdamW
+from keras_mae.training.lars import LARS
+from keras_mae.training.layer_decay import layer_decay_scales
 from keras_mae.training.schedules import WarmupCosine
 
 
@@ -56,6 +58,19 @@ def test_learning_rate_scales_must_name_every_variable():
         AdamW(1.0, learning_rate_scales={"other": 0.5}).build([variable])
 
 
+def test_a_scale_may_name_the_end_of_a_path_unless_it_fits_two():
+    with keras.name_scope("model"):
+        variables = [keras.Variable(np.ones((2, 2)), name=name) for name in ("low", "high")]
+    optimizer = AdamW(0.1, learning_rate_scales={"low": 0.5, "outer/model/high": 0.25})
+    optimizer.apply([np.ones((2, 2), "float32")] * 2, variables)
+    moved = [1 - float(v.numpy()[0, 0]) for v in variables]
+    assert moved[0] == pytest.approx(2 * moved[1], rel=1e-4)
+    with keras.name_scope("other"):
+        variables.append(keras.Variable(np.ones((2, 2)), name="low"))
+    with pytest.raises(ValueError, match="differing: .'model/low', 'other/low'."):
+        AdamW(0.1, learning_rate_scales={"low": 0.5, "high": 0.25}).build(variables)
+
+
 def test_layer_decay_scales_follow_the_depth():
     classifier = Classifier(VisionTransformer(**TINY_VIT, final_norm=False), num_classes=2)
     classifier.build()
@@ -101,3 +116,47 @@ def test_compiled_updates_equal_plain_ones():
     for ours, expected, start in zip(*results, starts + [None] * len(results[0]), strict=False):
         np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
         assert start is None or np.all(ours != start)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        AdamW(
+            WarmupCosine(0.1, total_steps=10, warmup_steps=2),
+            weight_decay=0.5,
+            no_decay=("low/kernel",),
+            learning_rate_scales={"net/low/kernel": 0.1, "net/low/bias": 0.2, "net/high/kernel": 1, "net/high/bias": 1},
+            ema_decay=0.5,
+        ),
+        LARS(WarmupCosine(50.0, total_steps=10, warmup_steps=2), weight_decay=0.5, global_clipnorm=0.1),
+    ],
+    ids=["adamw", "lars"],
+)
+def test_a_saved_optimizer_goes_on_as_the_original(optimizer, tmp_path):
+    rng = np.random.default_rng(0)
+    batch = rng.normal(size=(8, 4)).astype("float32"), rng.normal(size=(8, 2)).astype("float32")
+    layers = [keras.Input((4,)), keras.layers.Dense(3, name="low"), keras.layers.Dense(2, name="high")]
+    model = keras.Sequential(layers, name="net")
+    model.compile(optimizer=optimizer, loss="mse", run_eagerly=True)
+    for _ in range(3):
+        model.train_on_batch(*batch)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    loaded.run_eagerly = True
+    assert loaded.optimizer.get_config() == model.optimizer.get_config()
+    for each in (model, loaded):
+        each.train_on_batch(*batch)
+    for ours, expected in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), expected.numpy())
+    for ours, expected in zip(loaded.weights, model.weights, strict=True):
+        np.testing.assert_array_equal(ours.numpy(), expected.numpy())
+
+
+def test_clipping_is_by_the_length_of_all_gradients_together():
+    variables = [keras.Variable(np.zeros(2), name=name) for name in ("a", "b")]
+    gradients = [np.array([2.0, 0.0], "float32"), np.array([0.0, 4.0], "float32")]  # length sqrt(20)
+    LARS(1.0, global_clipnorm=1.0).apply(gradients, variables)  # of one dimension: plain SGD
+    for variable, gradient in zip(variables, gradients, strict=True):
+        np.testing.assert_allclose(variable.numpy(), -gradient / np.sqrt(20), rtol=1e-6)
+    LARS(1.0, global_clipnorm=10.0, name="loose").apply(gradients, variables)
+    np.testing.assert_allclose(variables[1].numpy(), [0, -4 / np.sqrt(20) - 4], rtol=1e-6)

@@ -4,19 +4,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from fixtures.step_losses import StepLosses
 from fixtures.tiny_vit import TINY_VIT
 
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
-from keras_mae.training.optimizers import AdamW
+from keras_mae.training.adamw import AdamW
 from keras_mae.training.trainer import Trainer, weighted_means
-
-
-class StepLosses(keras.callbacks.Callback):
-    def on_train_begin(self, logs=None):
-        self.losses = []
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.losses.append(float(logs["loss"]))
 
 
 def test_a_step_reports_its_own_loss_not_the_running_mean(tiny_encoder, halves):
