@@ -1,14 +1,18 @@
 """Draws what a pre-trained model makes of images it sees a quarter of: original | masked | reconstruction.
 
   python -m tools.reconstruct --run_dir=runs/base --data=SHARDS --output=reconstructions.png
-  python -m tools.reconstruct --run_dir=runs/base --images=a.jpg,b.png --output=reconstructions.png
+  python -m tools.reconstruct --run_dir=runs/base --images=a.jpg,b.png --mask_ratios=.5,.75,.9
+  python -m tools.reconstruct --model=converted/base --images=a.jpg,b.png
 
-Works on a run that is still training too: it takes the newest checkpoint. Of images with more channels than RGB the
+Works on a run that is still training too: it takes the newest checkpoint. With several ratios it shows them side by
+side, like Figure 4 of the paper: the same weights, and the same noise for each mask, so that random masks of a higher
+ratio remove what those of a lower one do, and more. Of images with more channels than RGB the
 first three are shown as red, green and blue; of two the first, as grey. Of 16-bit images the brightest visible value of
 all originals is white.
 """
 
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags
@@ -93,63 +97,134 @@ def read_split(shards, split, count, image_size, channels, resize_size=None):
     return batch[0]["image"].numpy()
 
 
-def draw(model, images, path, seed=0):
-    """Writes the figure.
+def open_model(path):
+    """The masked autoencoder of an export or converted folder, or of a `.keras` file.
+
+    Raises:
+        ValueError: there is no model, or one without a decoder.
+    """
+    from keras_mae.models import MaskedAutoencoder
+    from keras_mae.training.saved_model import load_model
+
+    folders = (pathlib.Path(path), pathlib.Path(path, "export"))
+    whole = [folder / "mae.keras" for folder in folders if (folder / "mae.keras").is_file()]
+    model = load_model(whole[0] if whole else path)
+    if not isinstance(model, MaskedAutoencoder):
+        raise ValueError(f"{path} holds no masked autoencoder but a {type(model).__name__}, which has no decoder.")
+    return model
+
+
+def with_mask_ratio(model, mask_ratio):
+    """The same masked autoencoder, which removes another share of the patches.
+
+    Raises:
+        ValueError: its masks cannot be of this ratio.
+    """
+    from keras_mae.training.saved_model import copy_weights
+
+    if mask_ratio == model.mask_ratio:
+        return model
+    copy = type(model).from_config({**model.get_config(), "mask_ratio": mask_ratio})
+    copy.build()
+    copy_weights(model, copy)
+    return copy
+
+
+def make_panels(models: Sequence, images: np.ndarray, seed: int = 0) -> list[tuple[str, np.ndarray]]:
+    """What the figure shows of the images: (title, images) each, the originals first.
 
     Args:
-        model: a `MaskedAutoencoder`.
+        models: a `MaskedAutoencoder` for each mask ratio.
         images: uint8 or uint16 (count, height, width, channels).
-        path: of the PNG (or whatever matplotlib knows by its ending).
         seed: of the masks.
     """
-    import matplotlib
+    panels = [("original", images)]
+    for model in models:
+        noise = np.random.default_rng(seed).random((len(images), model.num_draws), dtype="float32")
+        masked, reconstruction = (np.asarray(x) for x in model.reconstruct({"image": images, "noise": noise}))
+        panels += [(f"masked {100 * model.mask_ratio:.4g}%", masked), ("reconstruction", reconstruction)]
+    return panels
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
 
-    noise = np.random.default_rng(seed).random((len(images), model.num_draws), dtype="float32")
-    masked, reconstruction = (np.asarray(x) for x in model.reconstruct({"image": images, "noise": noise}))
-    blocks = -(-len(images) // 8)  # up to eight images side by side, three rows for each such group
-    columns = -(-len(images) // blocks)
-    figure, axes = pyplot.subplots(3 * blocks, columns, figsize=(1.5 * columns + 1, 4.6 * blocks + 0.6), squeeze=False)
-    for axis in axes.flat:
-        axis.set_axis_off()
-    shares = [visible_channels(x) / np.iinfo(x.dtype).max for x in (images, masked, reconstruction)]
-    white = 1.0 if images.dtype == np.uint8 else max(shares[0].max(), 1 / 65535)
-    for i, pictures in enumerate(zip(*shares, strict=True)):
-        block, column = divmod(i, columns)
-        for row, picture in enumerate(pictures):
-            axes[3 * block + row, column].imshow(np.minimum(picture / white, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
-    names = ("original", f"masked {model.mask_ratio:.0%}", "reconstruction")
-    for row in range(3 * blocks):
-        axes[row, 0].text(
-            -0.08, 0.5, names[row % 3], rotation=90, va="center", ha="right", transform=axes[row, 0].transAxes
-        )
-    figure.text(
-        0.5,
-        0.01,
-        NORMALIZED_NOTE if getattr(model.target, "normalize", False) else PLAIN_NOTE,
-        ha="center",
-        va="bottom",
-        fontsize=7,
-    )
+def draw(panels: Sequence[tuple[str, np.ndarray]], note: str, path) -> None:
+    """Writes the figure: of one ratio the images side by side, of several an image a row.
+
+    Args:
+        panels: of `make_panels`.
+        note: written below.
+        path: of the PNG (or whatever matplotlib knows by its ending).
+    """
+    from matplotlib.figure import Figure
+
+    place = _rows_of_images if len(panels) > 3 else _blocks_of_images
+    figure = Figure()
+    axes = place(figure, [title for title, _ in panels], len(panels[0][1]))
+    shares = [visible_channels(images) / np.iinfo(images.dtype).max for _, images in panels]
+    white = 1.0 if panels[0][1].dtype == np.uint8 else max(shares[0].max(), 1 / 65535)
+    for row, pictures in zip(axes, shares, strict=True):
+        for axis, picture in zip(row, pictures, strict=True):
+            axis.imshow(np.minimum(picture / white, 1).squeeze(), cmap="gray", vmin=0, vmax=1)
+    figure.text(0.5, 0.01, note, ha="center", va="bottom", fontsize=7)
     figure.tight_layout(rect=(0.02, 0.05, 1, 1))
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+
+
+def _rows_of_images(figure, titles, count):
+    """Axes (panels, images): an image a row, titles above."""
+    figure.set_size_inches(max(1.5 * len(titles) + 0.4, 7), 1.6 * count + 0.9)
+    axes = figure.subplots(count, len(titles), squeeze=False).T
+    for title, row in zip(titles, axes, strict=True):
+        row[0].set_title(title, fontsize=10)
+    _hide(axes)
+    return axes
+
+
+def _blocks_of_images(figure, titles, count):
+    """Axes (panels, images): up to eight images side by side, and so many rows for each such block; titles before."""
+    blocks = -(-count // 8)
+    columns = -(-count // blocks)
+    figure.set_size_inches(1.5 * columns + 1, 4.6 * blocks + 0.6)
+    axes = figure.subplots(len(titles) * blocks, columns, squeeze=False)
+    _hide(axes)
+    for row, title in enumerate(blocks * list(titles)):
+        text = {"rotation": 90, "va": "center", "ha": "right", "transform": axes[row, 0].transAxes}
+        axes[row, 0].text(-0.08, 0.5, title, **text)
+    axes = axes.reshape(blocks, len(titles), columns).swapaxes(0, 1)
+    return axes.reshape(len(titles), -1)[:, :count]
+
+
+def _hide(axes):
+    for axis in axes.flat:
+        axis.set_axis_off()
+
+
+def read_ratios(words: Sequence[str], model) -> list[float]:
+    """The numbers of --mask_ratios; without words the model's own.
+
+    Raises:
+        ValueError: one is no number.
+    """
+    try:
+        return [float(word) for word in words or [model.mask_ratio]]
+    except ValueError:
+        raise ValueError(f"mask_ratios takes numbers such as .5,.75,.9. Received: {','.join(words)!r}") from None
 
 
 def main(argv):
     from keras_mae.training.data_errors import DataError, named_data_errors
-    from keras_mae.training.run_dir import read_description
+    from keras_mae.training.run_dir import description_above
 
     with commandline.user_mistakes(ValueError, DataError), named_data_errors():
         if bool(FLAGS.images) == (FLAGS.data is not None):
             raise ValueError("Give either --images=FILE,FILE or --data=SHARDS.")
+        if (FLAGS.run_dir is None) == (FLAGS.model is None):
+            raise ValueError("Give either --run_dir=RUN of keras_mae.pretrain or --model=PATH.")
         if pathlib.Path(FLAGS.output).suffix not in FIGURE_FORMATS:
             raise ValueError(f"--output must end in {', '.join(FIGURE_FORMATS)}. Received: {FLAGS.output}")
-        model = load_run(FLAGS.run_dir)
-        encoder = model.encoder
-        run_resize_size = read_description(pathlib.Path(FLAGS.run_dir))["recipe"]["resize_size"]
+        model = load_run(FLAGS.run_dir) if FLAGS.run_dir else open_model(FLAGS.model)
+        models = [with_mask_ratio(model, ratio) for ratio in read_ratios(FLAGS.mask_ratios, model)]
+        encoder, description = model.encoder, description_above(pathlib.Path(FLAGS.run_dir or FLAGS.model))
+        run_resize_size = description["recipe"]["resize_size"] if description else None
         resize_size = FLAGS.resize_size or run_resize_size or default_resize_size(encoder.image_size)
         if resize_size < min(encoder.image_size):
             raise ValueError(f"--resize_size must be at least {min(encoder.image_size)}. Received: {resize_size}")
@@ -157,13 +232,19 @@ def main(argv):
             images = read_images(FLAGS.images, encoder.image_size, encoder.channels, resize_size)
         else:
             images = read_split(FLAGS.data, FLAGS.split, FLAGS.count, encoder.image_size, encoder.channels, resize_size)
-    draw(model, images, FLAGS.output, FLAGS.seed)
+        panels = make_panels(models, images, FLAGS.seed)
+    note = NORMALIZED_NOTE if getattr(model.target, "normalize", False) else PLAIN_NOTE
+    draw(panels, note, FLAGS.output)
     print(f"{FLAGS.output}: {len(images)} images")
     return 0
 
 
 def define_flags():
-    flags.DEFINE_string("run_dir", None, "Run folder of keras_mae.pretrain.", required=True)
+    flags.DEFINE_string("run_dir", None, "Run folder of keras_mae.pretrain.")
+    flags.DEFINE_string(
+        "model", None, "Instead of --run_dir: folder with mae.keras, as tools.convert_weights writes it."
+    )
+    flags.DEFINE_list("mask_ratios", [], "Shares of the patches to remove, such as .5,.75,.9; unset: the model's own.")
     flags.DEFINE_list("images", None, "Image files, separated by commas.")
     flags.DEFINE_string("data", None, "Folder of a shard set.")
     flags.DEFINE_string("split", None, "Split of the shard set; unset: val, or the only one.")

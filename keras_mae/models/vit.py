@@ -55,7 +55,7 @@ class VisionTransformer(keras.Model):
         (batch, 1 + num_patches, embed_dim)
 
     Raises:
-        ValueError: sizes that do not divide, or pixel statistics of another number of channels.
+        ValueError: sizes that do not divide, or pixel statistics of another number of channels or out of their range.
     """
 
     def __init__(
@@ -87,6 +87,8 @@ class VisionTransformer(keras.Model):
         self.drop_path_rate = drop_path_rate
         self.pixel_mean = _per_channel("pixel_mean", pixel_mean, channels)
         self.pixel_std = _per_channel("pixel_std", pixel_std, channels)
+        if not min(self.pixel_std) > 0:
+            raise ValueError(f"pixel_std must be above 0, pixels are divided by it. Received: {self.pixel_std}")
         self.final_norm = final_norm
         self.remat = remat
         if min(patch_size, channels, embed_dim) < 1 or depth < 0:
@@ -147,7 +149,7 @@ class VisionTransformer(keras.Model):
                 f"Expected images of shape (batch, {self.image_size[0]}, {self.image_size[1]}, {self.channels}). "
                 f"Received: {tuple(images.shape)}"
             )
-        pixels = ops.cast(images, "float32") / _white(keras.backend.standardize_dtype(images.dtype))
+        pixels = ops.cast(images, "float32") / white_level(images.dtype)
         mean, std = (np.asarray(value, "float32") for value in (self.pixel_mean, self.pixel_std))
         return (pixels - mean) / std
 
@@ -161,7 +163,7 @@ class VisionTransformer(keras.Model):
 
     def denormalized_images(self, patches, dtype="uint8"):
         """The inverse of `normalized_patches`: (batch, height, width, channels), rounded and clipped to `dtype`."""
-        white = _white(dtype)
+        white = white_level(dtype)
         pixels = unpatchify(patches, self.image_size, self.patch_size)  # (B, H, W, C)
         mean, std = (np.asarray(value, "float32") for value in (self.pixel_mean, self.pixel_std))
         return ops.cast(ops.clip(ops.round((pixels * std + mean) * white), 0, white), dtype)
@@ -182,13 +184,25 @@ class VisionTransformer(keras.Model):
 
     def encode_embeddings(self, embeddings, ids=None, drop_noise=None, training=False):
         """As `encode`, from the patches' embeddings (batch, num_given, embed_dim), which know no positions yet."""
+        x = self.with_positions(embeddings, ids)  # (B, L+1, D)
+        x = run_blocks(self.blocks, x, drop_noise, training, self.remat)  # (B, L+1, D)
+        return x if self.norm is None else self.norm(x)
+
+    def with_positions(self, embeddings, ids=None):
+        """What enters the first block: embeddings of patches with their positions, behind the class token.
+
+        Args:
+            embeddings: (batch, num_given, embed_dim).
+            ids: (batch, num_given) int32 numbers of the given patches, None for all.
+
+        Returns:
+            (batch, 1 + num_given, embed_dim).
+        """
         class_position, positions = self.position_embedding(ids)  # (1, D), (B, L, D)
         x = embeddings + positions  # (B, L, D)
         class_token = ops.cast(self.class_token, x.dtype) + class_position  # (1, 1, D)
         class_token = ops.broadcast_to(class_token, (ops.shape(x)[0], 1, self.embed_dim))  # (B, 1, D)
-        x = ops.concatenate([class_token, x], axis=1)  # (B, L+1, D)
-        x = run_blocks(self.blocks, x, drop_noise, training, self.remat)  # (B, L+1, D)
-        return x if self.norm is None else self.norm(x)
+        return ops.concatenate([class_token, x], axis=1)  # (B, L+1, D)
 
     def call(self, images, training=False):
         features = images if isinstance(images, dict) else {"image": images}
@@ -232,14 +246,18 @@ def vit(size, **overrides):
     return VisionTransformer(**{**VIT_SIZES[size], **overrides})
 
 
-def _white(dtype):
-    # The number that stands for 1. Keras gives PyTorch int32 in place of uint16.
+def white_level(dtype):
+    """The number that stands for 1 in images of a type: 65535 for uint16, 255 for all others."""
+    dtype = keras.backend.standardize_dtype(dtype)
+    # Keras gives PyTorch int32 in place of uint16.
     is_wide = dtype == "uint16" or (dtype == "int32" and keras.backend.backend() == "torch")
     return 65535.0 if is_wide else 255.0
 
 
 def _per_channel(name, value, channels):
     values = tuple(float(v) for v in np.atleast_1d(value))
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} must be finite numbers. Received: {values}")
     if len(values) == 1:
         values *= channels
     if len(values) != channels:
