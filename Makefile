@@ -16,6 +16,7 @@ test: $(INSTALLED)
 slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m slow
 
+# Against PyTorch's models, and the models themselves on the other backends of Keras.
 parity: $(VENV)/installed-parity
 	$(BIN)/python -m pytest -m "parity and not slow"
 

@@ -34,6 +34,14 @@ def fixed_seed():
         sys.modules["keras"].utils.set_random_seed(0)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def no_waiting_for_the_disk():
+    """No test ends with a loss of power, and thousands of files would each wait for the disk, 10 ms and more."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)  # refuses what is no open file, as fsync does
+        yield
+
+
 @pytest.fixture
 def web_server():
     """Function from a folder to the URL of a web server that gives its files until the test ends."""

@@ -49,9 +49,19 @@ def test_only_the_named_kinds_are_mistakes_of_the_user():
         raise ZeroDivisionError
 
 
-def test_help_shows_the_text_and_all_flags_of_a_command():
-    command = [sys.executable, "-m", "keras_mae.pretrain", "--help"]
+PRETRAIN_HELP = ("--mask_ratio: share of the patches removed", "--strategy: ", "--data: ")
+
+
+@pytest.mark.parametrize(
+    "module, text, flags",
+    [
+        ("tools.verify_shards", "Checks a shard set", ("--shards: ", "--[no]repair: ", "--source: ")),
+        pytest.param("keras_mae.pretrain", "Pre-trains a masked autoencoder", PRETRAIN_HELP, marks=pytest.mark.slow),
+    ],
+)
+def test_help_shows_the_text_and_all_flags_of_a_command(module, text, flags):
+    command = [sys.executable, "-m", module, "--help"]
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
-    assert shown.lstrip().startswith("Pre-trains a masked autoencoder")
-    for flag in ("--mask_ratio: share of the patches removed", "--strategy: ", "--data: "):
+    assert shown.lstrip().startswith(text)
+    for flag in flags:
         assert flag in shown

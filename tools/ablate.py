@@ -1,10 +1,11 @@
-"""The paper's Table 1 in small: pre-trains and fine-tunes once for each row, and draws the table beside the paper's.
+"""The paper's Table 1 in small: pre-trains, fine-tunes and probes once for each row; a table beside the paper's.
 
   python -m tools.ablate --table=1a --data=SHARDS --output=runs/ablations [--recipe=digits] [--labels=labelled]
 
-Rows differ in nothing but what the table varies; --shared_flags, --pretrain_flags and --finetune_flags change all of
-them. Prints each command it runs. Interrupted, it goes on where it stopped; finished rows are skipped. A row that fails
-is named, and the others go on. OUTPUT/TABLE gets results.json, table.md and table.png, anew after each row.
+Rows differ in nothing but what the table varies; --shared_flags, --pretrain_flags, --finetune_flags and --probe_flags
+change all of them. Prints each command it runs. Interrupted, it goes on where it stopped; finished rows are skipped. A
+row that fails is named, and the others go on. OUTPUT/TABLE gets results.json, table.md and table.png, anew after each
+row.
 """
 
 import dataclasses
@@ -25,6 +26,7 @@ from absl import flags
 from keras_mae import commandline, recipes
 from keras_mae.commandline import CommandError
 from keras_mae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PretrainRecipe, Recipe
+from keras_mae.recipes.probing import LINEAR_PROBE_RECIPES
 from pipeline.manifest import ShardSet, load_manifest
 from tools.ablation_report import table_text, write_report
 from tools.ablation_tables import TABLES, Row, Study, own_flags, row_commands, row_flags, row_text
@@ -35,7 +37,8 @@ FLAGS = flags.FLAGS
 
 # Of keras_mae.run_flags, which imports TensorFlow: all but those that name data and folders.
 RUN_FLAGS = ("strategy", "precision", "deterministic", "virtual_cpus", "max_corrupt")
-RUN_FLAGS += ("num_threads", "engine", "cache_dir", "cache_gb", "data_service")
+RUN_FLAGS += ("num_threads", "engine", "cache_dir", "cache_gb", "data_service", "profile_steps", "wandb_project")
+RUN_FLAGS += ("coordinator", "num_processes", "process_id", "wait_seconds", "tpu")
 OWN_FLAGS = ("recipe", "seed", "target_file")  # recipe flags that this command sets itself
 HELD_OUT_SPLITS = ("val", "held_out")
 LABELLED_SPLIT = "labelled"
@@ -80,6 +83,8 @@ def check_flags(study: Study) -> PretrainRecipe:
     """
     recipe, given = parse_flags(PRETRAIN_RECIPES, study.recipe, study.pretrain_flags, "--pretrain_flags")
     given |= parse_flags(FINETUNE_RECIPES, study.recipe, study.finetune_flags, "--finetune_flags")[1]
+    if study.probe_flags is not None:
+        given |= parse_flags(LINEAR_PROBE_RECIPES, study.recipe, study.probe_flags, "--probe_flags")[1]
     words = {word for row in TABLES[study.table].rows for word in row_flags(row, recipe)}
     varied = {word.removeprefix("--").partition("=")[0] for word in words}
     for name in sorted(given & varied):
@@ -233,7 +238,7 @@ def run_table(study: Study, recipe: PretrainRecipe, shard_set: ShardSet, folder:
         print(f"\n[{number + 1}/{len(rows)}] {described['text']}: {_progress(described, results['rows'])}", flush=True)
         if described["state"] == "to do":
             commands = row_commands(study, row, recipe, folder / row.name)
-            described.update(run_row(commands, folder / row.name))
+            described.update(run_row(commands, folder / row.name, study.probe_flags is not None))
             write_report(folder, results)
     write_report(folder, results)
     return results
@@ -245,7 +250,7 @@ def kept_or_new(planned: dict[str, Any], finished: dict[str, Any] | None) -> dic
     return finished if kept else planned
 
 
-def run_row(commands: Iterable[Sequence[str]], folder: pathlib.Path) -> dict[str, Any]:
+def run_row(commands: Iterable[Sequence[str]], folder: pathlib.Path, has_probe: bool) -> dict[str, Any]:
     """Runs the commands of a row; returns what came of it, for results.json."""
     start = time.monotonic()
     folder.mkdir(exist_ok=True)
@@ -255,11 +260,10 @@ def run_row(commands: Iterable[Sequence[str]], folder: pathlib.Path) -> dict[str
     except StepError as error:
         print(f"{folder.name} failed; {error}", file=sys.stderr, flush=True)
         return {"state": "failed", "reason": str(error)}
-    return {
-        "state": "finished",
-        "finetuned_percent": 100 * last_value(folder / "finetune", "val_accuracy"),
-        "seconds": round(time.monotonic() - start, 1),  # of the run that finished the row
-    }
+    found = {"state": "finished", "finetuned_percent": 100 * last_value(folder / "finetune", "val_accuracy")}
+    if has_probe:
+        found["linear_percent"] = 100 * last_value(folder / "probe", "val_accuracy")
+    return {**found, "seconds": round(time.monotonic() - start, 1)}  # of the run that finished the row
 
 
 def _progress(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
@@ -284,7 +288,10 @@ def main(argv: list[str]) -> int:
         raise CommandError(f"There is no file {FLAGS.tokenizer} (--tokenizer)")
     folder = pathlib.Path(FLAGS.output, FLAGS.table)
     with commandline.user_mistakes():
-        shared, pretrain, finetune = map(shlex.split, (FLAGS.shared_flags, FLAGS.pretrain_flags, FLAGS.finetune_flags))
+        texts = (FLAGS.shared_flags, FLAGS.pretrain_flags, FLAGS.finetune_flags, FLAGS.probe_flags)
+        shared, pretrain, finetune, probe = map(shlex.split, texts)
+        if probe and not FLAGS.probe:
+            raise CommandError("--probe_flags are for linear probes, and --noprobe leaves them out")
         shard_set = load_manifest(FLAGS.data)
         study = Study(
             table=FLAGS.table,
@@ -294,6 +301,7 @@ def main(argv: list[str]) -> int:
             **choose_splits(shard_set, FLAGS.split, FLAGS.labels, FLAGS.val_split),
             pretrain_flags=(*shared, *pretrain),
             finetune_flags=(*shared, *finetune),
+            probe_flags=(*shared, *probe) if FLAGS.probe else None,
             tokenizer=FLAGS.tokenizer,
         )
         recipe = check_flags(study)
@@ -312,17 +320,19 @@ def define_flags() -> None:
     flags.DEFINE_enum("table", None, list(TABLES), "Which part of the paper's Table 1.", required=True)
     flags.DEFINE_string("data", None, "Folder of a shard set with classes.", required=True)
     flags.DEFINE_string("output", None, "Folder; the table goes to OUTPUT/TABLE.", required=True)
-    flags.DEFINE_string("recipe", "digits", "Recipe of both trainings, by its name.")
-    flags.DEFINE_string("split", None, "Split to pre-train on; unset: train, or the only one.")
+    flags.DEFINE_string("recipe", "digits", "Recipe of all trainings, by its name.")
+    flags.DEFINE_string("split", None, "Split to pre-train and to probe on; unset: train, or the only one.")
     flags.DEFINE_string(
         "labels", None, "Split to fine-tune on; unset: labelled, where there is one, or all of --split."
     )
     flags.DEFINE_string("val_split", None, "Split to measure accuracy on; unset: val or held_out, the one there is.")
-    flags.DEFINE_integer("seed", 0, "Of both trainings.", lower_bound=0)
+    flags.DEFINE_integer("seed", 0, "Of all trainings.", lower_bound=0)
     flags.DEFINE_string("tokenizer", None, "For table 1d: a tokenizer of keras_mae.pretrain_tokenizer (.keras).")
-    flags.DEFINE_string("shared_flags", "", 'Flags for both trainings of all rows, such as "--precision=bfloat16".')
+    flags.DEFINE_boolean("probe", True, "Train a linear probe for each row, too.")
+    flags.DEFINE_string("shared_flags", "", 'Flags for all trainings of all rows, such as "--precision=bfloat16".')
     flags.DEFINE_string("pretrain_flags", "", 'Flags for all pre-trainings, such as "--epochs=10 --min_area=.3".')
     flags.DEFINE_string("finetune_flags", "", 'Flags for all fine-tunings, such as "--steps=400".')
+    flags.DEFINE_string("probe_flags", "", 'Flags for all linear probes, such as "--cache_features".')
 
 
 def entry_point() -> None:

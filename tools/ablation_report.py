@@ -13,7 +13,13 @@ from matplotlib.figure import Figure
 from pipeline.atomic import open_atomically
 from tools.shard_figures import COLORS, STYLE
 
-NO_PROBE = "linear probe: not built yet"
+OURS = ("finetuned_percent", "linear_percent")
+COLUMNS = (
+    ("here: fine-tuned", "finetuned_percent"),
+    ("here: linear probe", "linear_percent"),
+    ("paper: fine-tuned", "paper_finetuned_percent"),
+    ("paper: linear probe", "paper_linear_percent"),
+)
 PAPER = "ViT-L/16, 800 epochs of ImageNet-1K (published, not measured here)"
 
 # The figure, in inches
@@ -48,17 +54,23 @@ def shown_rows(results: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in results["rows"] if row["state"] != "left out"]
 
 
+def shown_columns(results: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The columns of figures, as (title, name in a row); without linear probes here there is no such column."""
+    without = results["setting"]["probe_flags"] is None
+    return [(title, name) for title, name in COLUMNS if not (without and name == "linear_percent")]
+
+
 def table_text(results: Mapping[str, Any]) -> str:
     """The table as Markdown, with what must be known to read it."""
+    columns = shown_columns(results)
     lines = [
         f"# Table {results['table']} in small: {results['text']}",
         "",
-        f"| {results['text']} | here: fine-tuned | paper: fine-tuned | paper: linear probe |",
-        "| --- | --- | --- | --- |",
+        f"| {' | '.join([results['text'], *(column for column, _ in columns)])} |",
+        f"|{' --- |' * (1 + len(columns))}",
     ]
     for row in shown_rows(results):
-        paper = f"{row['paper_finetuned_percent']:.1f}% | {row['paper_linear_percent']:.1f}%"
-        lines.append(f"| {row['text']} | {_cell(row, results)} | {paper} |")
+        lines.append(f"| {' | '.join([row['text'], *(_cell(row, name, results) for _, name in columns)])} |")
     return "\n".join([*lines, "", *(f"- {note}" for note in notes(results))]) + "\n"
 
 
@@ -71,8 +83,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
         f"(`{setting['labels']}`), accuracy on {images:,} (`{setting['val_split']}`).",
         "± is the standard error of an accuracy on so many images; another seed moves a row as well.",
         f"Paper: {PAPER}.",
-        f"Here, {NO_PROBE}.",
     ]
+    if setting["probe_flags"] is not None:
+        images = f"{results['num_images']:,} images of `{setting['split']}`"
+        lines.insert(1, f"Linear probes here: on all {images} with their labels.")
     lines += [
         f"{row['text']}: {row['state']}, {row['reason']}"
         for row in results["rows"]
@@ -81,23 +95,20 @@ def notes(results: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _cell(row: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def _cell(row: Mapping[str, Any], name: str, results: Mapping[str, Any]) -> str:
+    if name not in OURS:
+        return f"{row[name]:.1f}%"
     if row["state"] != "finished":
         return row["state"]
-    percent = row["finetuned_percent"]
-    return f"{percent:.1f}% ± {standard_error(percent, results['num_held_out']):.1f}"
+    return f"{row[name]:.1f}% ± {standard_error(row[name], results['num_held_out']):.1f}"
 
 
 def draw_table(results: Mapping[str, Any], file: BinaryIO) -> None:
     """Writes the table as PNG: a line of dots for each column, the names of the rows at the left."""
     rows = shown_rows(results)
     height = HEAD + len(rows) * ROW_HEIGHT + FOOT
-    panel = (WIDTH - NAME_WIDTH - 2 * MARGIN - 2 * GAP) / 3
-    columns = (
-        ("here: fine-tuned", "finetuned_percent"),
-        ("paper: fine-tuned", "paper_finetuned_percent"),
-        ("paper: linear probe", "paper_linear_percent"),
-    )
+    columns = shown_columns(results)
+    panel = (WIDTH - NAME_WIDTH - 2 * MARGIN - (len(columns) - 1) * GAP) / len(columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure((WIDTH, height), dpi=DOTS_PER_INCH, facecolor="white")
         title = f"Table {results['table']} in small: {results['text']}"
@@ -109,18 +120,18 @@ def draw_table(results: Mapping[str, Any], file: BinaryIO) -> None:
             _draw_column(axes, rows, name, results["num_held_out"])
             axes.set_title(f"{column}, %")
             axes.set_yticks(range(len(rows)), [row["text"] for row in rows] if number == 0 else [])
-        shown = notes(results)[:1] + [f"Paper: {PAPER}. Here, {NO_PROBE}."]
+        shown = notes(results)[:1] + [f"Paper: {PAPER}."]
         figure.text(MARGIN / WIDTH, 0.15 / height, "\n".join(shown).replace("`", ""), size=8)
         figure.savefig(file, format="png")
 
 
 def _draw_column(axes: Axes, rows: Sequence[Mapping[str, Any]], name: str, images: int) -> None:
     # Dots, not bars: the scale does not begin at 0. Only our own figures have an error to show.
-    color = COLORS[0] if name == "finetuned_percent" else COLORS[5]
+    color = COLORS[0] if name in OURS else COLORS[5]
     found = [(place, row[name]) for place, row in enumerate(rows) if row.get(name) is not None]
     ends = []
     for place, percent in found:
-        error = standard_error(percent, images) if name == "finetuned_percent" else 0
+        error = standard_error(percent, images) if name in OURS else 0
         ends += [percent - error, percent + error]
         axes.errorbar(percent, place, xerr=error or None, fmt="o", color=color, capsize=3, markersize=6)
         axes.annotate(f"{percent:.1f}", (percent, place), (0, 7), textcoords="offset points", ha="center", size=8)

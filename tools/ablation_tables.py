@@ -60,13 +60,14 @@ class Study:
     Attributes:
         table: a key of `TABLES`.
         data: folder of the shard set.
-        recipe: name, of both kinds of recipes.
-        seed: of both trainings.
-        split: to pre-train on.
+        recipe: name, of all kinds of recipes.
+        seed: of all trainings.
+        split: to pre-train on, and to train linear probes on.
         labels: split to fine-tune on.
         val_split: split to measure accuracy on.
         pretrain_flags: words for every keras_mae.pretrain.
         finetune_flags: words for every keras_mae.finetune.
+        probe_flags: words for every keras_mae.linear_probe; None: no linear probes.
         tokenizer: file for the row that predicts tokens; None: without that row.
     """
 
@@ -79,6 +80,7 @@ class Study:
     val_split: str
     pretrain_flags: tuple[str, ...] = ()
     finetune_flags: tuple[str, ...] = ()
+    probe_flags: tuple[str, ...] | None = None
     tokenizer: str | None = None
 
 
@@ -126,10 +128,17 @@ def row_commands(study: Study, row: Row, recipe: PretrainRecipe, folder: pathlib
         ["-m", "keras_mae.pretrain", *study.pretrain_flags, *shared, f"--split={study.split}"]
         + [*own_flags(study, row, recipe, folder), f"--run_dir={pretrained}"]
     )
+    encoder = f"--encoder={pretrained / 'export' / 'saved_model'}"
     commands.append(
         ["-m", "keras_mae.finetune", *study.finetune_flags, *shared, f"--split={study.labels}"]
-        + [f"--encoder={pretrained / 'export' / 'saved_model'}", f"--run_dir={folder / 'finetune'}"]
+        + [encoder, f"--run_dir={folder / 'finetune'}"]
     )
+    if study.probe_flags is not None:
+        # With all labels, as in the paper: of few, the head tells little of what the features hold.
+        commands.append(
+            ["-m", "keras_mae.linear_probe", *study.probe_flags, *shared, f"--split={study.split}"]
+            + [encoder, f"--run_dir={folder / 'probe'}"]
+        )
     return commands
 
 

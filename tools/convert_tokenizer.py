@@ -1,22 +1,28 @@
 """Converts the weights of DALL-E's discrete VAE (arXiv 2102.12092) into a tokenizer for the dVAE token target.
 
-  python -m tools.convert_tokenizer --encoder=encoder.pkl --output=tokenizer.keras
-  python -m tools.convert_tokenizer --encoder=encoder.pkl --decoder=decoder.pkl --output=tokenizer.keras
+  python -m tools.convert_tokenizer --encoder=encoder.pkl --output=converted/dall_e --source_license="modified MIT"
+  python -m tools.convert_tokenizer --encoder=encoder.pkl --decoder=decoder.pkl --output=converted/dall_e
 
 Takes the published files (pickled PyTorch modules, of which no code is run), their state dicts (.pt, .pth), or the
 same names in .safetensors, which needs no torch. The target needs the encoder only; with the decoder too the result
-can draw its codes. Sizes are inferred from the shapes. Keep to the licence of the weights that you convert.
+can draw its codes. Sizes are inferred from the shapes. The output folder gets `tokenizer.keras`, and a card with the
+licence of the source.
 """
 
+import hashlib
 import os
 import pathlib
 import pickle
 import re
+import shutil
 
 import numpy as np
 from absl import flags
 
+import keras_mae
 from keras_mae import commandline
+from keras_mae.training.model_card import UNKNOWN, read_card, write_card
+from tools.weights_for_others import say
 
 FLAGS = flags.FLAGS
 
@@ -52,7 +58,6 @@ def read_state_dict(path):
     Raises:
         ValueError: there is no such file, it holds something else, or the package that reads it is missing.
     """
-    path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     try:
@@ -172,16 +177,43 @@ def assign(layer, state, half):
         weight.assign(np.asarray(arrays[name], "float32"))
 
 
+def make_card(paths, source_license):
+    """The card of what is made from these files; that which lies beside the first, if one does, is its beginning."""
+    known = read_card(paths[0]) or {}
+    card = {
+        "source": ", ".join(path.name for path in paths),
+        "source_license": source_license or known.get("source_license", UNKNOWN),
+        "source_names": "dall_e",
+        "source_sha256": ", ".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in paths),
+        "made_by": f"tools.convert_tokenizer of keras_mae {keras_mae.__version__}",
+    }
+    return {**card, "began_with": known} if known else card
+
+
+def write(tokenizer, folder, card):
+    """Writes FOLDER/tokenizer.keras and its card; the folder appears under its name when all is written."""
+    partial = folder.with_name(folder.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    tokenizer.save(partial / "tokenizer.keras")
+    write_card(partial, card)
+    os.replace(partial, folder)
+
+
 def main(argv):
     with commandline.user_mistakes():
         output = pathlib.Path(FLAGS.output)
-        if output.suffix != ".keras":
-            raise ValueError(f"--output must end in .keras. Received: {output}")
-        states = [read_state_dict(path) for path in (FLAGS.encoder, FLAGS.decoder) if path is not None]
+        if output.suffix == ".keras":
+            raise ValueError(f"--output names a new folder, which gets tokenizer.keras. Received: {output}")
+        if output.exists() and (not output.is_dir() or any(output.iterdir())):
+            raise ValueError(f"{output} exists already; give another --output, or remove it.")
+        paths = [pathlib.Path(path) for path in (FLAGS.encoder, FLAGS.decoder) if path is not None]
+        states = [read_state_dict(path) for path in paths]
+        card = make_card(paths, FLAGS.source_license)
         tokenizer = build(*states)
-    partial = output.with_name(f"{output.stem}.partial.keras")
-    tokenizer.save(partial)
-    os.replace(partial, output)
+        write(tokenizer, output, card)
+    if card["source_license"] == UNKNOWN:
+        say('the licence of the source is not known; give it with --source_license, such as "modified MIT".')
     print(f"{output}: {type(tokenizer).__name__} of {tokenizer.num_codes} codes, {tokenizer.count_params():,} weights")
     return 0
 
@@ -189,7 +221,8 @@ def main(argv):
 def define_flags():
     flags.DEFINE_string("encoder", None, "DALL-E's encoder: encoder.pkl, a state dict, or .safetensors.", required=True)
     flags.DEFINE_string("decoder", None, "DALL-E's decoder, in the same forms; unset: the result has none.")
-    flags.DEFINE_string("output", "tokenizer.keras", "File of the tokenizer.")
+    flags.DEFINE_string("output", None, "New folder for tokenizer.keras and its card.", required=True)
+    flags.DEFINE_string("source_license", None, "Licence of the weights, for the card; unset: that of their own card.")
 
 
 def entry_point():

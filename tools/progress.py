@@ -32,7 +32,7 @@ class Progress:
 
     Args:
         samples: images in all.
-        num_bytes: bytes in all.
+        num_bytes: bytes in all; 0 where none are counted.
         stream: where to show it. On a terminal the line is overwritten, elsewhere each one is a new line.
         clock: seconds that only grow.
         unit: what `samples` counts.
@@ -82,10 +82,10 @@ class Progress:
         seconds = max(self.clock() - self.start, 1e-9)
         # By bytes, where they are known.
         done, total = (self.done_bytes, self.num_bytes) if self.num_bytes else (self.done_samples, self.samples)
-        line = (
-            f"{self.done_samples}/{self.samples} {self.unit}, {self.done_samples / seconds:.0f} {self.unit}/s, "
-            f"{self.done_bytes / 1e6 / seconds:.1f} MB/s, {_duration((total - done) * seconds / max(done, 1))} left"
-        )
+        line = f"{self.done_samples}/{self.samples} {self.unit}, {self.done_samples / seconds:.0f} {self.unit}/s, "
+        if self.num_bytes:
+            line += f"{self.done_bytes / 1e6 / seconds:.1f} MB/s, "
+        line += f"{_duration((total - done) * seconds / max(done, 1))} left"
         line += "".join(f", {count} {name}" for name, count in self.counts.items() if count)
         self.stream.write(f"\r{line:<78}" if self.on_terminal else f"{line}\n")
         self.stream.flush()

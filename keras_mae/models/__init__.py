@@ -2,6 +2,7 @@
 
 from keras_mae.models.classifier import Classifier
 from keras_mae.models.discrete_vae import DiscreteVAE
+from keras_mae.models.linear_probe import LinearProbe
 from keras_mae.models.mae import MaskedAutoencoder
 from keras_mae.models.pca_target import PCATarget
 from keras_mae.models.targets import PixelTarget
@@ -12,6 +13,7 @@ __all__ = [
     "VIT_SIZES",
     "Classifier",
     "DiscreteVAE",
+    "LinearProbe",
     "MaskedAutoencoder",
     "PCATarget",
     "PixelTarget",

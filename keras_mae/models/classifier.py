@@ -48,6 +48,8 @@ class Classifier(keras.Model):
         ValueError: the encoder has a final norm, an argument is out of its range, or draws are missing.
     """
 
+    encoder_final_norm = False
+
     def __init__(
         self,
         encoder,
@@ -63,10 +65,10 @@ class Classifier(keras.Model):
         kwargs.setdefault("name", "classifier")
         kwargs.setdefault("dtype", encoder.dtype_policy)
         super().__init__(autocast=False, **kwargs)
-        if encoder.final_norm:
+        if encoder.final_norm != self.encoder_final_norm:
             raise ValueError(
-                "Classifier pools the patch tokens and norms the mean: it needs an encoder built with "
-                "final_norm=False. Received: an encoder with final_norm=True"
+                f"{type(self).__name__} needs an encoder built with final_norm={self.encoder_final_norm}. "
+                f"Received: an encoder with final_norm={encoder.final_norm}"
             )
         if min(mixup, cutmix) < 0:
             raise ValueError(f"mixup and cutmix must be at least 0. Received: mixup={mixup}, cutmix={cutmix}")
@@ -84,14 +86,22 @@ class Classifier(keras.Model):
         self.mixup_prob = mixup_prob
         self.mixup_switch_prob = mixup_switch_prob
         self.erasing = erasing
-        self.norm = LayerNorm(dtype=self.dtype_policy, name="norm")
+        self.norm = self.make_norm()
         # Logits and the softmax after them stay in float32 under mixed precision.
         self.head = Dense(
             num_classes,
-            kernel_initializer=keras.initializers.TruncatedNormal(stddev=2e-5),
+            kernel_initializer=self.make_head_initializer(),
             dtype="float32",
             name="head",
         )
+
+    def make_norm(self):
+        """The layer between the pooled tokens and the head."""
+        return LayerNorm(dtype=self.dtype_policy, name="norm")
+
+    def make_head_initializer(self):
+        """Of the head's kernel."""
+        return keras.initializers.TruncatedNormal(stddev=2e-5)
 
     def build(self, input_shape=None):
         if self.built:

@@ -8,6 +8,7 @@ from keras import ops
 
 from keras_mae.models.discrete_vae import DiscreteVAE
 from keras_mae.models.token_networks import DOWNSAMPLING, TokenEncoder
+from keras_mae.models.vit import white_level
 
 
 def resize_matrix(size, new_size):
@@ -36,7 +37,8 @@ class TokenTarget(keras.layers.Layer):
 
     The tokenizer makes a code of 8 x 8 pixels. So the image is resized to 8 pixels a patch each way (224 pixels with
     patches of 16: to 112 x 112, 14 x 14 codes), and one code falls on each patch. The tokenizer maps the pixels to
-    its own scale, (1 - 2 eps) x + eps with eps = .1. It is never trained: no gradient passes the choice of a code.
+    its own scale, (1 - 2 eps) x + eps with eps = .1, where x is 1 for white: 255, of uint16 images 65535. It is never
+    trained: no gradient passes the choice of a code.
 
     Args:
         tokenizer: a `DiscreteVAE`, of which the encoder is kept, or a `TokenEncoder`. Computes in its own precision.
@@ -45,7 +47,7 @@ class TokenTarget(keras.layers.Layer):
         num_values: numbers that the decoder predicts for each patch: a score for every code.
 
     Call arguments:
-        images: uint8, or floats on the same scale 0..255.
+        images: uint8 (or floats on the same scale 0..255), or uint16 (0..65535).
         patches: as `VisionTransformer.normalized_patches` makes them; only their shape is read.
 
     Input shape:
@@ -70,7 +72,8 @@ class TokenTarget(keras.layers.Layer):
         height, width, channels = images.shape[1:]
         patch_size = math.isqrt(patches.shape[-1] // channels)
         rows, columns = height // patch_size, width // patch_size
-        codes = self.tokenizer.codes(resize_images(images, (rows * DOWNSAMPLING, columns * DOWNSAMPLING)))  # (B, h, w)
+        small = resize_images(images, (rows * DOWNSAMPLING, columns * DOWNSAMPLING))  # (B, 8 h, 8 w, C)
+        codes = self.tokenizer.codes(small * (255 / white_level(images.dtype)))  # (B, h, w)
         return ops.reshape(codes, (-1, rows * columns))  # (B, N)
 
     def patch_losses(self, prediction, target):

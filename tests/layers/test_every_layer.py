@@ -23,9 +23,10 @@ from keras_mae.layers import (
     SelfAttention,
     TransformerBlock,
 )
+from keras_mae.layers.batch_norm import BatchNorm
 from keras_mae.layers.dense import Dense
 from keras_mae.layers.elementwise import LayerNorm
-from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
+from keras_mae.models import Classifier, LinearProbe, MaskedAutoencoder, VisionTransformer
 from keras_mae.models.decoder import Decoder
 from keras_mae.models.discrete_vae import DiscreteVAE
 from keras_mae.models.pca_target import PCATarget
@@ -91,6 +92,15 @@ class Case:
 
 
 CASES = {
+    BatchNorm: Case(
+        lambda **kw: BatchNorm(**kw),
+        (floats(2, 8),),
+        (2, 8),
+        num_weights=2,
+        num_parameters=16,
+        num_trainable=0,
+        dtypes="float32",
+    ),
     BlockMasking: Case(
         lambda **kw: BlockMasking(0.5, (2, 3), seed=3, **kw),
         (floats(2, 6, 4), uniform(2, 6 + 32 * 4)),
@@ -179,6 +189,15 @@ CASES = {
         (2, 5),
         num_weights=16 + 2 + 2,
         num_parameters=ENCODER_PARAMETERS + 16 + 8 * 5 + 5,
+        dtypes="float32",
+    ),
+    LinearProbe: Case(
+        lambda **kw: LinearProbe(VisionTransformer(**ENCODER, **kw), 5, **kw),
+        (images(),),
+        (2, 5),
+        num_weights=18 + 2 + 2,
+        num_parameters=ENCODER_PARAMETERS + 16 + 16 + 8 * 5 + 5,
+        num_trainable=2,
         dtypes="float32",
     ),
     ResidualBlock: Case(
@@ -281,7 +300,7 @@ def test_config_holds_the_constructor_arguments_and_round_trips(case):
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("policy", [pytest.param("float32", marks=pytest.mark.slow), "mixed_bfloat16"])
 def test_saved_layer_computes_the_same(case, policy, tmp_path):
     layer = case.build(dtype=policy)
     inputs = [keras.tree.map_structure(lambda x: keras.Input(x.shape[1:], dtype=x.dtype), x) for x in case.inputs]
@@ -296,17 +315,19 @@ def test_saved_layer_computes_the_same(case, policy, tmp_path):
 
 
 @EVERY_LAYER
-@pytest.mark.parametrize("half", ["bfloat16", "float16"])
-def test_mixed_precision(case, half):
-    layer, mixed = case.build(), case.build(dtype=f"mixed_{half}")
-    layer(*case.inputs), mixed(*case.inputs)
-    mixed.set_weights(layer.get_weights())
-    outputs = mixed(*case.inputs)
-    expected = keras.tree.map_structure(lambda dtype: half if dtype == "bfloat16" else dtype, case.dtypes)
-    assert describe("dtype", outputs) == expected
-    assert {w.dtype for w in mixed.weights} <= {"float32"}
-    for a, b in zip(arrays(outputs), arrays(layer(*case.inputs)), strict=True):
-        np.testing.assert_allclose(a, b, atol=0.03 * (1 + np.abs(b).max()))
+def test_mixed_precision(case):
+    layer = case.build()
+    expected = arrays(layer(*case.inputs))
+    for half in ("bfloat16", "float16"):
+        mixed = case.build(dtype=f"mixed_{half}")
+        mixed(*case.inputs)
+        mixed.set_weights(layer.get_weights())
+        outputs = mixed(*case.inputs)
+        dtypes = keras.tree.map_structure(lambda dtype, half=half: half if dtype == "bfloat16" else dtype, case.dtypes)
+        assert describe("dtype", outputs) == dtypes
+        assert {w.dtype for w in mixed.weights} <= {"float32"}
+        for a, b in zip(arrays(outputs), expected, strict=True):
+            np.testing.assert_allclose(a, b, atol=0.03 * (1 + np.abs(b).max()))
 
 
 @EVERY_LAYER

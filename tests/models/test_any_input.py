@@ -102,7 +102,8 @@ def test_a_reconstruction_keeps_what_is_visible(size, patch_size, channels, dtyp
 
 
 def test_a_figure_of_many_channels_is_drawn(tmp_path):
-    reconstruct.draw(build((8, 12), 4, 13), images_of((8, 12), 13, "uint16"), tmp_path / "figure.png")
+    panels = reconstruct.make_panels([build((8, 12), 4, 13)], images_of((8, 12), 13, "uint16"))
+    reconstruct.draw(panels, "a note", tmp_path / "figure.png")
     with Image.open(tmp_path / "figure.png") as figure:
         assert figure.format == "PNG"
 

@@ -133,6 +133,7 @@ def test_evaluation_knows_nothing_of_augmentation():
             np.testing.assert_array_equal(values, plain.sample_metrics(None, labels, logits)[name])
 
 
+@pytest.mark.slow
 def test_augmented_step_under_xla_is_the_plain_one():
     model, labels = build(label_smoothing=0.1, augmentation=AUGMENTATION), tf.constant([0, 3, 1, 1, 2, 0])
     features = {name: tf.constant(value) for name, value in augmented_features().items()}

@@ -17,8 +17,8 @@ from keras_mae.models.discrete_vae import (
 from keras_mae.models.token_networks import convolution, squeezed_pixels
 from keras_mae.recipes import peak_learning_rate, total_steps
 from keras_mae.recipes.tokenizer import TOKENIZER_RECIPES
-from keras_mae.training.callbacks import StepLog
 from keras_mae.training.metrics_log import read_rows
+from keras_mae.training.step_log import StepLog
 
 TINY = {"channels": 1, "num_codes": 8, "hidden_dim": 4, "blocks_per_group": 1}
 

@@ -62,6 +62,13 @@ def test_one_code_falls_on_each_patch(target, patch_size):
     assert len(np.unique(codes)) > 2
 
 
+def test_16_bits_mean_what_8_bits_mean(target):
+    x = flat_patches(2, 2, 3, 16)
+    codes = np.asarray(target(x, patches(x, 16)))
+    assert len(np.unique(codes)) > 2
+    np.testing.assert_array_equal(target(x.astype("uint16") * 257, patches(x, 16)), codes)  # 65535 / 255
+
+
 def test_codes_stand_at_their_own_patches(target):
     # Changed at the right end, an image keeps its codes on the left, further than the network can see.
     x = flat_patches(1, 1, 32, 8)

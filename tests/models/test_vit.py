@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 from keras import ops
@@ -110,6 +112,10 @@ def test_unknown_size_is_an_error_that_lists_the_known_ones():
         ({"embed_dim": 6}, "divisible by 4.*Received: embed_dim=6"),
         ({"pixel_mean": (0.5, 0.5)}, r"pixel_mean needs 1 or channels=3 values. Received: \(0.5, 0.5\)"),
         ({"channels": 1}, "pixel_mean needs 1 or channels=1 values"),
+        ({"pixel_std": (0.2, 0, 0.2)}, r"pixel_std must be above 0.*Received: \(0.2, 0.0, 0.2\)"),
+        ({"pixel_std": -0.1}, "pixel_std must be above 0"),
+        ({"pixel_std": math.nan}, "pixel_std must be finite numbers"),
+        ({"pixel_mean": math.inf}, "pixel_mean must be finite numbers"),
     ],
 )
 def test_sizes_that_do_not_fit_are_errors(overrides, sentence):

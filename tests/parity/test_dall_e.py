@@ -80,10 +80,10 @@ def test_published_files_are_read_without_running_their_code(halves, tokenizer, 
     names = ("encoder", "decoder")
     for name, module in zip(names, halves, strict=True):
         torch.save(module if form == "module" else module.state_dict(), tmp_path / f"{name}.pkl")
-    output = tmp_path / "tokenizer.keras"
+    output = tmp_path / "converted"
     flags = [f"--{name}={tmp_path / name}.pkl" for name in names]
     assert run_command(convert_tokenizer, *flags, f"--output={output}") == 0, capsys.readouterr().err
-    for a, b in zip(keras.saving.load_model(output).weights, tokenizer.weights, strict=True):
+    for a, b in zip(keras.saving.load_model(output / "tokenizer.keras").weights, tokenizer.weights, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
@@ -94,5 +94,5 @@ class Unknown(torch.nn.Linear):
 def test_another_pickle_is_refused(tmp_path, capsys):
     path = tmp_path / "encoder.pkl"
     torch.save(Unknown(2, 2), path)
-    assert run_command(convert_tokenizer, f"--encoder={path}", f"--output={tmp_path / 'tokenizer.keras'}") == 1
+    assert run_command(convert_tokenizer, f"--encoder={path}", f"--output={tmp_path / 'converted'}") == 1
     assert "encoder.pkl is no file of DALL-E's discrete VAE that can be read" in capsys.readouterr().err

@@ -7,7 +7,7 @@ import tensorflow as tf
 from fixtures.mae_comparison import assert_close, build_ours, compare
 from fixtures.make_mae_reference import PIXEL_MEAN, PIXEL_STD, build_reference, draw_batch, run_reference
 
-from keras_mae.training.optimizers import AdamW
+from keras_mae.training.adamw import AdamW
 from keras_mae.training.schedules import WarmupCosine
 from keras_mae.training.trainer import Trainer
 

@@ -1,4 +1,4 @@
-"""A tf.data service on this machine: a dispatcher and two workers as processes of their own."""
+"""A tf.data service on this machine: a dispatcher and two workers, in slow tests as processes of their own."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -73,9 +74,33 @@ class Service:
 
 
 @pytest.fixture(scope="module")
-def service():
+def service_of_processes():
     with contextlib.closing(Service(num_workers=2)) as running:
         yield running
+
+
+ONE_PROCESS = """
+import sys, threading
+from tools.data_service import start_dispatcher, start_worker
+
+port, *others = map(int, sys.argv[1:])
+parts = [start_dispatcher(port, [f"localhost:{other}" for other in others])]
+parts += [start_worker(other, "localhost", f"localhost:{port}") for other in others]
+print("all run", flush=True)
+threading.Event().wait()
+"""
+
+
+@pytest.fixture(scope="module")
+def service():
+    """A service whose parts are one process: to start three of them takes long."""
+    ports = free_ports(3)
+    command = [sys.executable, "-c", ONE_PROCESS, *map(str, ports)]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "all run\n"
+        yield SimpleNamespace(address=f"grpc://localhost:{ports[0]}")
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +117,7 @@ def decode(sample):
 def training(shard_set, batch_size, start_step=0, prepare=decode):
     """Function of (host, num_hosts) to that host's batches."""
     split = shard_set.split(None)
-    order = ShuffledOrder(SHARD_SAMPLES, seed=3)
+    order = ShuffledOrder(SHARD_SAMPLES, seed=3, max_streams=2)  # each stream takes a second to build
 
     def make_batches(host, num_hosts):
         where = {"batch_size": batch_size, "start_step": start_step, "host": host, "num_hosts": num_hosts}
@@ -109,7 +134,10 @@ def assert_equal_batches(ours, theirs, count):
         tf.nest.map_structure(np.testing.assert_array_equal, our, their)
 
 
-@pytest.mark.parametrize("batch_size, start_step", [(8, 5), (5, 0)])  # two workers cannot share 5: one of them works
+@pytest.mark.parametrize(
+    "batch_size, start_step",
+    [(8, 5), pytest.param(5, 0, marks=pytest.mark.slow)],  # two workers cannot share 5: one of them works
+)
 def test_training_batches_are_those_made_here(service, shard_set, batch_size, start_step):
     make_batches = training(shard_set, batch_size, start_step)
     served = distribute_training(make_batches, service.address, batch_size=batch_size, start_step=start_step)
@@ -118,9 +146,9 @@ def test_training_batches_are_those_made_here(service, shard_set, batch_size, st
 
 
 @pytest.mark.slow
-def test_each_host_gets_its_slices(service, shard_set):
+def test_each_host_gets_its_slices(service_of_processes, shard_set):
     make_batches = training(shard_set, 12)
-    served = distribute_training(make_batches, service.address, batch_size=12, host=2, num_hosts=3)
+    served = distribute_training(make_batches, service_of_processes.address, batch_size=12, host=2, num_hosts=3)
     assert_equal_batches(served, make_batches(2, 3), 6)
 
 
@@ -220,7 +248,9 @@ def test_missing_workers_are_counted():
 
 
 @pytest.mark.slow
-def test_a_worker_that_dies_or_starts_again_ends_in_an_error_that_names_the_step(service, shard_set):
+def test_a_worker_that_dies_or_starts_again_ends_in_an_error_that_names_the_step(service_of_processes, shard_set):
+    service = service_of_processes
+
     # Leaves the service as it found it.
     def served_from(step):
         make_batches = training(shard_set, 8, start_step=step)

@@ -103,6 +103,7 @@ except ValueError as error:
 """
 
 
+@pytest.mark.slow
 def test_mirrored_replicas_take_their_slices(numbered_set):
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-c", MIRRORED, numbered_set.root]

@@ -184,7 +184,7 @@ def test_what_does_not_fit_a_tile_is_resized_as_wide_images_are():
     assert MAX_NARROW_CHANNELS == TILE
 
 
-@pytest.mark.parametrize("view", ["train", "eval"])
+@pytest.mark.parametrize("view", [pytest.param("train", marks=pytest.mark.slow), "eval"])
 def test_both_engines_give_the_same_batches_of_16_bits(wide_set, view):
     host, graph = (
         list(pipeline.load(wide_set, view=view, engine=engine, **OPTIONS).take(3).as_numpy_iterator())

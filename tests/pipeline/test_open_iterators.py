@@ -169,7 +169,7 @@ def assert_leaves(shard_set, engine, seconds):
     assert process.returncode == 0 and "Traceback" not in shown, shown
 
 
-@pytest.mark.parametrize("engine", ["host", "tensorflow"])
+@pytest.mark.parametrize("engine", [pytest.param("host", marks=pytest.mark.slow), "tensorflow"])
 def test_python_ends_with_an_open_iterator(shard_set, engine):
     assert_leaves(shard_set, engine, 0)
 

@@ -112,18 +112,18 @@ def test_permutations_of_different_names_differ():
 @pytest.mark.parametrize("split", [[4], [1, 1, 1, 1]])  # one block; four blocks of one sample
 def test_all_orders_of_a_few_samples_are_equally_frequent(split):
     order = ShuffledOrder(split, seed=0, shuffle_block_shards=1)
-    found, counts = np.unique([order.indices(epoch) for epoch in range(2400)], axis=0, return_counts=True)
+    found, counts = np.unique([order.indices(epoch) for epoch in range(720)], axis=0, return_counts=True)
     assert len(found) == math.factorial(4)
-    assert np.sum((counts - 100) ** 2 / 100) < 49.7  # chi-square with 23 degrees of freedom: 1 in 1000 is above
+    assert np.sum((counts - 30) ** 2 / 30) < 49.7  # chi-square with 23 degrees of freedom: 1 in 1000 is above
 
 
 @pytest.mark.parametrize("max_streams", [1, 4])
 def test_every_sample_comes_at_any_time_of_an_epoch(max_streams):
     order = ShuffledOrder([2] * 8, seed=0, shuffle_block_shards=4, max_streams=max_streams)
     counts = np.zeros((16, 16))  # (sample, position)
-    for epoch in range(640):
+    for epoch in range(320):
         counts[order.indices(epoch), np.arange(16)] += 1
-    assert np.all(np.sum((counts - 40) ** 2 / 40, axis=1) < 44.3)  # 15 degrees of freedom: 1 in 10,000 is above
+    assert np.all(np.sum((counts - 20) ** 2 / 20, axis=1) < 44.3)  # 15 degrees of freedom: 1 in 10,000 is above
 
 
 @pytest.mark.parametrize(
@@ -229,9 +229,9 @@ def test_the_number_of_hosts_does_not_change_the_batches(order, num_hosts, host_
     orders,
     st.integers(1, 8),
     st.integers(1, 8),
-    st.integers(1, 6),
+    st.integers(1, 3),
     st.integers(0, 50),
-    st.integers(0, 12),
+    st.integers(0, 6),
     max_examples=25,
 )
 def test_resuming_on_other_hosts_equals_no_stop(order, num_hosts, later_hosts, multiple, start_step, steps):

@@ -128,16 +128,16 @@ def test_random_views_run_in_dataset_map_and_depend_on_the_seed_alone():
     def view(index):
         return views.random_view(encoded, views.sample_seed(0, 3, index), (8, 10), channels=1)
 
-    mapped = list(tf.data.Dataset.range(6).map(view, num_parallel_calls=2))
+    mapped = list(tf.data.Dataset.range(3).map(view, num_parallel_calls=2))
     for index, image in enumerate(mapped):
         assert image.shape == (8, 10, 1) and image.dtype == tf.uint8
         np.testing.assert_array_equal(image, view(index))
-    assert len({image.numpy().tobytes() for image in mapped}) == 6
+    assert len({image.numpy().tobytes() for image in mapped}) == 3
 
 
 @pytest.mark.parametrize("height, width", [(375, 500), (20, 400), (1, 1)])
 def test_a_clamped_crop_is_one_try_cut_to_the_image(height, width):
-    for index in range(50):
+    for index in range(20):
         uniforms = views.draw_uniform(views.sample_seed(0, 0, index), "crop", (views.CROP_TRIES, 4), "float64").numpy()
         top, left, h, w = views.clamped_crop_box(height, width, uniforms, 0.08).numpy().tolist()
         area, ratio = (0.08 + 0.92 * uniforms[0, 0]) * height * width, (3 / 4) * (16 / 9) ** uniforms[0, 1]

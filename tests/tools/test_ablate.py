@@ -1,6 +1,6 @@
 """The ablation runner asks for the right trainings, goes on where it stopped, and says what became of every row.
 
-Trainings are faked, but for one slow test; what a faked fine-tuning reaches depends on its row.
+Trainings are faked, but for one slow test; what a faked fine-tuning or probe reaches depends on its row.
 """
 
 import dataclasses
@@ -67,9 +67,9 @@ class Trainings:
             raise KeyboardInterrupt
         if self.failing and self.failing in where:
             raise StepError(f"{words[1]}: no room")
-        if words[1] == "keras_mae.finetune":
+        if words[1] in ("keras_mae.finetune", "keras_mae.linear_probe"):
             Path(where).mkdir(parents=True)
-            accuracy = 0.5 + 0.1 * len(self.rows)
+            accuracy = 0.5 + 0.1 * len(self.rows) - (0.15 if words[1] == "keras_mae.linear_probe" else 0)
             rows = [{"step": 1, "val_accuracy": 0.1}, {"step": 2, "loss": 1.0}, {"step": 2, "val_accuracy": accuracy}]
             Path(where, "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -136,19 +136,24 @@ def test_the_pca_keeps_the_papers_share():
     assert pca_components(dataclasses.replace(PRETRAIN_RECIPES["digits"], patch_size=1)) == 1
 
 
-def test_each_row_pre_trains_and_fine_tunes(shards, tmp_path, trainings):
+def test_each_row_pre_trains_fine_tunes_and_probes(shards, tmp_path, trainings):
     extra = ("--shared_flags=--precision=float32", "--pretrain_flags=--epochs=2 --noflip", "--finetune_flags=--steps=7")
+    extra += ("--probe_flags=--steps=9 --cache_features",)
     assert run("--table=1a", f"--data={shards}", f"--output={tmp_path}", "--seed=3", *extra) == 0
     first = tmp_path / "1a" / "depth_1"
     shared = ["--recipe=digits", f"--data={shards}", "--seed=3", "--val_split=held_out"]
-    assert trainings.words[:2] == [
+    encoder = f"--encoder={first}/pretrain/export/saved_model"
+    assert trainings.words[:3] == [
         ["-m", "keras_mae.pretrain", "--precision=float32", "--epochs=2", "--noflip", *shared, "--split=train"]
         + ["--decoder_depth=1", f"--run_dir={first}/pretrain"],
         ["-m", "keras_mae.finetune", "--precision=float32", "--steps=7", *shared, "--split=labelled"]
-        + [f"--encoder={first}/pretrain/export/saved_model", f"--run_dir={first}/finetune"],
+        + [encoder, f"--run_dir={first}/finetune"],
+        ["-m", "keras_mae.linear_probe", "--precision=float32", "--steps=9", "--cache_features", *shared]
+        + ["--split=train", encoder, f"--run_dir={first}/probe"],
     ]
     assert trainings.rows == ["depth_1", "depth_2", "depth_8"]
     assert [row["finetuned_percent"] for row in read_results(tmp_path)["rows"]] == pytest.approx([60, 70, 80])
+    assert [row["linear_percent"] for row in read_results(tmp_path)["rows"]] == pytest.approx([45, 55, 65])
 
 
 def test_splits_can_be_chosen(shards, tmp_path, trainings):
@@ -157,6 +162,7 @@ def test_splits_can_be_chosen(shards, tmp_path, trainings):
     assert [word for words in trainings.words for word in words if word.startswith("--split=")] == 2 * [
         "--split=labelled",
         "--split=train",
+        "--split=labelled",
     ]
     assert (read_results(tmp_path, "1c")["num_images"], read_results(tmp_path, "1c")["num_labels"]) == (4, 15)
 
@@ -190,7 +196,7 @@ def test_tokens_need_a_tokenizer(shards, tmp_path, trainings):
 def test_the_table_of_masks_has_all_kinds(shards, tmp_path, trainings):
     assert run("--table=1f", f"--data={shards}", f"--output={tmp_path}") == 0
     assert trainings.rows == ["random_75", "block_50", "block_75", "grid_75"]
-    assert {"--mask_kind=grid", "--mask_ratio=.75"} <= set(trainings.words[-2])
+    assert {"--mask_kind=grid", "--mask_ratio=.75"} <= set(trainings.words[-3])
 
 
 def test_a_stopped_table_goes_on_at_its_row(shards, tmp_path, trainings, capsys):
@@ -198,7 +204,7 @@ def test_a_stopped_table_goes_on_at_its_row(shards, tmp_path, trainings, capsys)
     trainings.stopping = "depth_2/finetune"
     assert run(*command) == 130
     assert states(tmp_path) == {"depth_1": "finished", "depth_2": "to do", "depth_8": "to do"}
-    assert "| 2 blocks | to do |" in (tmp_path / "1a" / "table.md").read_text()
+    assert "| 2 blocks | to do | to do | 84.9% | 70.0% |" in (tmp_path / "1a" / "table.md").read_text()
     first = read_results(tmp_path)["rows"][0]
     trainings.stopping = None
     trainings.words.clear()
@@ -238,11 +244,21 @@ def test_a_row_that_the_recipe_refuses_is_reported(shards, tmp_path, trainings, 
 def test_the_table_stands_beside_the_papers(shards, tmp_path, trainings):
     assert run("--table=1a", f"--data={shards}", f"--output={tmp_path}") == 0
     text = (tmp_path / "1a" / "table.md").read_text()
-    assert "| decoder depth | here: fine-tuned | paper: fine-tuned | paper: linear probe |" in text
-    assert "| 1 block | 60.0% ± 21.9 | 84.8% | 65.5% |" in text  # sqrt(.6 x .4 / 5) = .219
-    assert "linear probe: not built yet" in text
+    assert "| decoder depth | here: fine-tuned | here: linear probe | paper: fine-tuned | paper: linear probe |" in text
+    # sqrt(.6 x .4 / 5) = .219, sqrt(.45 x .55 / 5) = .222
+    assert "| 1 block | 60.0% ± 21.9 | 45.0% ± 22.2 | 84.8% | 65.5% |" in text
     assert "15 images (`train`), fine-tuned on 4 (`labelled`), accuracy on 5 (`held_out`)" in text
+    assert "Linear probes here: on all 15 images of `train` with their labels" in text
     assert (tmp_path / "1a" / "table.png").read_bytes() == b"drawn"
+
+
+def test_probes_can_be_left_out(shards, tmp_path, trainings, capsys):
+    command = ("--table=1c", f"--data={shards}", f"--output={tmp_path}", "--noprobe")
+    assert run(*command) == 0
+    assert {words[1] for words in trainings.words} == {"keras_mae.pretrain", "keras_mae.finetune"}
+    assert "here: linear probe" not in (tmp_path / "1c" / "table.md").read_text()
+    assert run(*command, "--probe_flags=--steps=3") == 1
+    assert "--probe_flags are for linear probes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("failing", [None, "depth_2", "depth"])  # none, one, or all of the rows
@@ -379,7 +395,8 @@ def test_a_real_tiny_table(shards, tmp_path):
         "pca": "finished",
         "tokens": "left out",
     }
-    assert all(0 <= row["finetuned_percent"] <= 100 for row in results["rows"][:3])
+    names = ("finetuned_percent", "linear_percent")
+    assert all(0 <= row[name] <= 100 for row in results["rows"][:3] for name in names)
     assert (tmp_path / "1d" / "pca" / "pretrain" / "target" / "pca.npz").exists()
     assert len(notes(results)) == 5 and "PCA, 1 of 4 coefficients" in table_text(results)
     # What a study says of itself is enough to repeat its rows by hand.

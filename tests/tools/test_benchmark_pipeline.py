@@ -34,7 +34,14 @@ from tools import (
 )
 from tools.benchmark_pipeline import measure_pipeline
 from tools.lock_probe import LockProbe
-from tools.pipeline_contestants import Loading, own_contestant, own_figures, peer_contestant, peer_packages
+from tools.pipeline_contestants import (
+    Loading,
+    decode_contestant,
+    own_contestant,
+    own_figures,
+    peer_contestant,
+    peer_packages,
+)
 from tools.pipeline_report import check_targets, pipeline_text
 
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
@@ -66,15 +73,20 @@ def loading(shards) -> Loading:
 
 
 @pytest.fixture
-def in_this_process(monkeypatch) -> list[dict]:
-    """Lets our own work run here, without the start of a process; holds what was asked for."""
+def in_this_process(monkeypatch, request) -> list[dict]:
+    """Lets our own work run here, without the start of a process; holds what was asked for.
+
+    The host engine stands for the graph, which takes seconds to build, but in slow tests.
+    """
     asked = []
+    engines = {} if request.node.get_closest_marker("slow") else {"graph": "host"}
 
     def timed(words):
         name, description = words[3], json.loads(Path(words[4]).read_text())
         manifest = load_manifest(description["shards"])
         asked.append({"work": name, "samples": manifest.split(description["split"]).samples, **description})
         asked[-1]["sides"] = [min(image.size) for image in images_in(description["shards"])]
+        description["engine"] = engines.get(description["engine"], description["engine"])
         return 1.0, "a line of a library\n" + json.dumps(pipeline_work.WORK[name](description, *words[5:]))
 
     monkeypatch.setattr(pipeline_contestants, "timed", timed)
@@ -176,10 +188,15 @@ def test_our_contestants_give_whole_batches(engine, view, rand_augment, loading,
     assert in_this_process[0]["min_area"] == {"pretrain": 0.2, "train": 0.08}[view]
 
 
+@pytest.mark.slow
 def test_a_process_of_its_own_does_the_same(loading, tmp_path):
     contestant = own_contestant("ours", "it", loading, tmp_path)
     assert contestant.run(tmp_path) > 0
     contestant.check(tmp_path)
+
+
+def test_a_process_of_its_own_decodes(loading, tmp_path):
+    assert decode_contestant(loading, tmp_path).run(tmp_path) > 0
 
 
 def test_decoding_alone_decodes_every_image_in_turn(loading, tmp_path, monkeypatch):

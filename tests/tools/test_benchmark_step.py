@@ -114,6 +114,7 @@ def test_training_is_real():
     assert result["loss"] < before - 0.1  # the same batch again and again
 
 
+@pytest.mark.slow
 def test_other_models_train_too():
     recipe = dataclasses.replace(RECIPE, encoder_mask_tokens=True, mask_kind="grid", remat="blocks")
     result = step_work.train(description(recipe, steps=2))

@@ -1,11 +1,15 @@
 """DALL-E's layout against NumPy loops over the state dict, and what the converter refuses."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 from fixtures.commands import run_command
 
 from keras_mae.models.token_networks import squeezed_pixels
 from keras_mae.pretrain_tokenizer import load_tokenizer
+from keras_mae.training.model_card import read_card
 from tools import convert_tokenizer
 
 CHANNELS, NUM_CODES, HIDDEN_DIM, CODE_DIM, BLOCKS = 2, 6, 4, 5, 2
@@ -91,12 +95,30 @@ def test_the_command_reads_safetensors_and_writes_what_loads(tmp_path, capsys):
     for half in KERNELS:
         save_file(make_state(half), tmp_path / f"{half}.safetensors")
     flags = [f"--{half}={tmp_path / half}.safetensors" for half in KERNELS]
-    output = tmp_path / "tokenizer.keras"
-    assert run_command(convert_tokenizer, *flags, f"--output={output}") == 0
+    output = tmp_path / "converted" / "tokenizer"
+    assert run_command(convert_tokenizer, *flags, f"--output={output}", "--source_license=modified MIT") == 0
     assert "DiscreteVAE of 6 codes" in capsys.readouterr().out
+    card = json.loads((output / "card.json").read_text())
+    assert (card["source"], card["source_license"]) == ("encoder.safetensors, decoder.safetensors", "modified MIT")
+    digests = [hashlib.sha256((tmp_path / f"{half}.safetensors").read_bytes()).hexdigest() for half in KERNELS]
+    assert card["source_sha256"].split(", ") == digests
+    assert "modified MIT" in (output / "README.md").read_text()
     expected = convert_tokenizer.build(*(make_state(half) for half in KERNELS))
     for a, b in zip(load_tokenizer(output).weights, expected.weights, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_an_unknown_licence_is_said_and_that_of_a_card_beside_the_weights_is_kept(tmp_path, capsys):
+    save_file = pytest.importorskip("safetensors.numpy").save_file
+    save_file(make_state("encoder"), tmp_path / "encoder.safetensors")
+    flag = f"--encoder={tmp_path / 'encoder.safetensors'}"
+    assert run_command(convert_tokenizer, flag, f"--output={tmp_path / 'a'}") == 0
+    assert "licence of the source is not known" in capsys.readouterr().err
+    assert read_card(tmp_path / "a" / "tokenizer.keras")["source_license"] == "unknown"
+    (tmp_path / "card.json").write_text('{"source_license": "MIT"}')
+    assert run_command(convert_tokenizer, flag, f"--output={tmp_path / 'b'}") == 0
+    assert read_card(tmp_path / "b")["source_license"] == "MIT"
+    assert "licence" not in capsys.readouterr().err
 
 
 def without(state, name):
@@ -131,12 +153,13 @@ def test_halves_of_different_models_are_refused():
 
 REFUSED = {
     "missing file": ("--encoder=/nowhere/encoder.pkl", "There is no file /nowhere/encoder.pkl"),
-    "output": ("--output=tokenizer.h5", "--output must end in .keras"),
+    "output": ("--output=tokenizer.keras", "--output names a new folder, which gets tokenizer.keras"),
+    "full folder": ("--output=.", ". exists already; give another --output"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_the_command_refuses(name, capsys):
     flag, sentence = REFUSED[name]
-    assert run_command(convert_tokenizer, "--encoder=encoder.pkl", flag) == 1
+    assert run_command(convert_tokenizer, "--encoder=encoder.pkl", "--output=converted", flag) == 1
     assert capsys.readouterr().err.startswith(f"ERROR: {sentence}")

@@ -10,6 +10,7 @@ from collections import Counter
 
 import pytest
 import webdataset
+from fixtures.commands import run_command
 from PIL import Image
 
 from keras_mae.commandline import CommandError
@@ -17,6 +18,7 @@ from pipeline import storage
 from pipeline.image_files import ImageOptions
 from pipeline.manifest import ManifestError, load_manifest
 from pipeline.sources import FolderSource, SourceError, WebDatasetSource
+from tools import make_shards as make_shards_command
 from tools.output_lock import locked
 from tools.shard_faults import find_faults
 from tools.shard_plan import ShardOptions
@@ -401,7 +403,7 @@ def test_the_command_says_in_one_line_what_it_wrote(images, tmp_path):
     assert list(find_faults(load_manifest(tmp_path / "out"))) == []
 
 
-def test_mistakes_on_the_command_line_are_one_line_and_exit_code_1(images, tmp_path):
+def test_mistakes_on_the_command_line_are_one_line_and_exit_code_1(images, tmp_path, capsys):
     output = f"--output={tmp_path / 'out'}"
     for arguments, message in (
         ([f"--input={tmp_path / 'nowhere'}", output], "nowhere does not exist; expected a folder"),
@@ -409,10 +411,10 @@ def test_mistakes_on_the_command_line_are_one_line_and_exit_code_1(images, tmp_p
         ([f"--input={images}"], "--output=FOLDER is missing"),
         ([f"--input={images}", output, "images"], "unexpected argument 'images'"),
     ):
-        done = command(*arguments)
-        assert done.returncode == 1
-        assert done.stderr.startswith("ERROR: ") and len(done.stderr.splitlines()) == 1
-        assert re.search(message, done.stderr)
+        assert run_command(make_shards_command, *arguments) == 1
+        error = capsys.readouterr().err
+        assert error.startswith("ERROR: ") and len(error.splitlines()) == 1
+        assert re.search(message, error)
 
 
 def test_neither_tool_imports_tensorflow_or_keras():

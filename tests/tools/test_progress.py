@@ -38,8 +38,8 @@ def test_long_work_is_announced_and_short_work_is_not():
     assert stream.getvalue() == "listing\n"
 
 
-def test_counts_are_shown_beside_the_rates():
+def test_counts_are_shown_beside_the_rates_and_no_rate_of_bytes_that_nobody_counts():
     stream, now = io.StringIO(), iter([0.0, 10.0, 10.0, 10.0])
     progress = Progress(100, 0, stream, lambda: next(now), unit="tars")
     progress.add(20, 0, {"skipped": 2, "cmyk": 0})
-    assert stream.getvalue() == "20/100 tars, 2 tars/s, 0.0 MB/s, 0:00:40 left, 2 skipped\n"
+    assert stream.getvalue() == "20/100 tars, 2 tars/s, 0:00:40 left, 2 skipped\n"
