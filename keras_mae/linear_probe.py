@@ -144,7 +144,7 @@ def main(argv):
         command="linear_probe",
         build_model=build_model,
         build_optimizer=lambda model, schedule: build_optimizer(schedule, recipe),
-        export=lambda model, folder: export(model, folder, card, classes=classes),
+        export=lambda model, folder: export(model, folder, card, data.image_dtype, classes),
         best_metric="accuracy",
     )
     with commandline.user_mistakes(*RUN_ERRORS):

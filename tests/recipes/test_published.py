@@ -52,9 +52,7 @@ def test_commands_have_recipes_and_flags_that_exist(command):
     assert (python, minus) == ("python", "-m")
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
     if module == "keras_mae.linear_probe":
-        assert given.pop("recipe") in LINEAR_PROBE_RECIPES
-        assert set(given) == {"encoder", "data", "run_dir"}
-        return
+        assert given["recipe"] in LINEAR_PROBE_RECIPES
     if module == "keras_mae.finetune":
         recipe = FINETUNE_RECIPES[given["recipe"]]
         assert recipe.from_scratch != ("encoder" in given)
