@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -12,7 +11,6 @@ import tensorflow as tf
 
 from keras_mae.recipes import Recipe, interval_steps, peak_learning_rate, total_steps, warmup_steps
 from keras_mae.training import run_dir as run_folder
-from keras_mae.training.best_epoch import BestEpoch
 from keras_mae.training.checkpoint_writer import CheckpointWriter
 from keras_mae.training.checkpointing import Checkpointing
 from keras_mae.training.checkpoints import CheckpointError, Checkpoints
@@ -23,14 +21,13 @@ from keras_mae.training.finite_loss import FiniteLoss, NonFiniteLossError
 from keras_mae.training.interruption import stop_requests
 from keras_mae.training.metrics_log import cut_back
 from keras_mae.training.optimizer import Optimizer
-from keras_mae.training.periodic import Evaluation, Images
-from keras_mae.training.profiling import Profiling, ProfilingError, check_profile_steps
+from keras_mae.training.profiling import ProfilingError, check_profile_steps
 from keras_mae.training.run_log import NoLog, RunLog
 from keras_mae.training.schedules import WarmupCosine
 from keras_mae.training.shared_run import check_same_step, opened, stopping_together
-from keras_mae.training.step_log import StepLog
 from keras_mae.training.strategy import ALONE, dtype_policy, make_strategy, set_determinism, split_cpu
-from keras_mae.training.trainer import Trainer, weighted_means
+from keras_mae.training.trainer import Trainer
+from keras_mae.training.watching import make_best_epoch, watching_callbacks
 from keras_mae.training.workers import HostError, all_succeed, is_chief, named_host_errors, num_own_replicas
 
 RUN_ERRORS = (
@@ -197,7 +194,7 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, devices: De
             checkpoints.clean(start)
             cut_back(folder / "metrics.jsonl", start)
         common = {"start_step": start, "total_steps": steps}
-        best = _best_epoch(task, recipe, data, trainer.model, checkpoints, devices.strategy, common)
+        best = make_best_epoch(task, recipe, data, trainer.model, checkpoints, devices.strategy, common)
         if start < steps:
             if writes:
                 _say_start(task, recipe, data, devices.strategy, start, steps)
@@ -210,8 +207,9 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, devices: De
             ):
                 callbacks = [
                     FiniteLoss(**common, run_dir=folder, batch_samples=data.batch_samples if writes else None),
-                    *(_profiling(options.profile_steps, log, common) if writes else ()),
-                    *_log_callbacks(task, recipe, data, trainer, devices.strategy, schedule, log, common, best),
+                    *watching_callbacks(
+                        task, recipe, data, trainer, schedule, log, common, best, options.profile_steps
+                    ),
                     Checkpointing(
                         **common,
                         writer=writer,
@@ -310,74 +308,6 @@ def _open_log(folder, wandb_project, description, writes) -> RunLog | NoLog:
 def _checkpoint_writer(checkpoints, variables, strategy) -> contextlib.AbstractContextManager[CheckpointWriter | None]:
     # One worker writes: the state is the same on all.
     return CheckpointWriter(checkpoints, variables) if is_chief(strategy) else contextlib.nullcontext()
-
-
-def _profiling(steps, log, common) -> list:
-    return [] if steps is None else [Profiling(**common, steps=steps, folder=log.tensorboard_dir)]
-
-
-def _best_epoch(task, recipe, data, model, checkpoints, strategy, common) -> BestEpoch | None:
-    if task.best_metric is None or data.validation is None or not is_chief(strategy):
-        return None
-    steps_per_epoch = data.samples / recipe.batch_size
-    return BestEpoch(
-        **common, checkpoints=checkpoints, model=model, metric=task.best_metric, steps_per_epoch=steps_per_epoch
-    )
-
-
-def _log_callbacks(task, recipe, data, trainer, strategy, schedule, log, common, best) -> list:
-    """Log, evaluations and pictures."""
-    every = interval_steps(recipe, "eval_every", data.samples)
-    writes = is_chief(strategy)
-    callbacks = [_step_log(recipe, data, trainer.optimizer, schedule, log, common)] if writes else []
-    if data.validation is not None:
-        evaluate = functools.partial(_evaluate, trainer.model, data, strategy)
-        if best is not None:
-            callbacks.append(best)
-            evaluate = best.watched(evaluate)
-        evaluate = _on_averages(trainer, evaluate)
-        callbacks.append(Evaluation(**common, log=log, every=every, evaluate=evaluate))
-    for epochs, make in task.evaluations:
-        between = max(1, round(epochs * data.samples / recipe.batch_size))
-        evaluate = _on_averages(trainer, make(trainer.model, data, strategy))
-        callbacks.append(Evaluation(**common, log=log, every=between, evaluate=evaluate))
-    if task.draw is not None and writes:
-        draw = functools.partial(task.draw, trainer.model, data.preview(8))
-        callbacks.append(Images(**common, log=log, every=every, draw=draw))
-    return callbacks
-
-
-def _step_log(recipe, data, optimizer, schedule, log, common) -> StepLog:
-    return StepLog(
-        **common,
-        log=log,
-        every=interval_steps(recipe, "log_every", data.samples),
-        schedule=lambda step: schedule(_update_of_step(optimizer, step)),
-        batch_size=recipe.batch_size,
-        samples=data.samples,
-        reading=lambda: {**data.reading(), **_loss_scale_figures(optimizer)},
-    )
-
-
-def _update_of_step(optimizer: Optimizer, step: int) -> int:
-    """The number of a step's update, from 0: the step's, but for updates that the loss scale has skipped."""
-    return step if optimizer.loss_scale is None else max(0, int(optimizer.iterations.numpy()) - 1)
-
-
-def _loss_scale_figures(optimizer: Optimizer) -> dict[str, float]:
-    return {} if optimizer.loss_scale is None else optimizer.loss_scale.figures()
-
-
-def _on_averages(trainer: Trainer, evaluate: Callable[[], dict]) -> Callable[[], dict]:
-    def evaluate_averages():
-        with trainer.optimizer.averaged_weights():
-            return evaluate()
-
-    return evaluate_averages
-
-
-def _evaluate(model, data: Data, strategy) -> dict[str, float]:
-    return weighted_means(model, data.validation(), strategy)
 
 
 def _say_start(task, recipe, data, strategy, start, steps) -> None:

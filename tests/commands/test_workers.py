@@ -31,8 +31,8 @@ runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
 PRETRAIN = ("-c", SPY, "keras_mae.pretrain", *TINY, *TINY_DECODER, "--batch_size=12")
 FINETUNE = ("-c", SPY, "keras_mae.finetune", *TINY, "--batch_size=12", "--from_scratch", "--drop_path_rate=.3")
 FINETUNE += ("--erasing=.5", "--mixup=0", "--cutmix=0", "--rand_augment=")
-# Sums of the replicas' gradients are added up in another order: float32 rounding, which grows from step to step.
-TOLERANCE = 1e-5
+# Sums over replicas are added up in another order: float32 rounding, of which 2e-7 was seen.
+TOLERANCE = 1e-6
 
 
 def rows(run_dir, name):
