@@ -125,14 +125,15 @@ def _say(sentence: str) -> None:
 
 
 def dtype_policy(precision: str) -> keras.DTypePolicy:
-    """Keras policy for a precision; "auto" is bfloat16 on GPUs, float32 on CPUs. All of them keep float32 weights.
+    """Keras policy for a precision; "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs. All of them keep float32 weights.
 
     Raises:
         ValueError: unknown precision.
     """
     _check("precision", precision, PRECISIONS)
     if precision == "auto":
-        precision = "bfloat16" if tf.config.list_physical_devices("GPU") else "float32"
+        is_fast = tf.config.list_physical_devices("GPU") or tf.config.list_logical_devices("TPU")
+        precision = "bfloat16" if is_fast else "float32"
     return keras.DTypePolicy(precision if precision == "float32" else f"mixed_{precision}")
 
 

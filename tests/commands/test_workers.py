@@ -34,6 +34,8 @@ FINETUNE += ("--erasing=.5", "--mixup=0", "--cutmix=0", "--rand_augment=")
 # Sums over replicas are added up in another order: float32 rounding, of which 2e-7 was seen.
 TOLERANCE = 1e-6
 
+pytestmark = pytest.mark.timeout(900)  # several commands a test
+
 
 def rows(run_dir, name):
     """step -> figure, of the rows that have it."""

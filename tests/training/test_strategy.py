@@ -9,7 +9,7 @@ from fixtures.worker_processes import tf_config
 from keras_mae.training import strategy as strategies
 from keras_mae.training import tpu
 from keras_mae.training.cluster import Cluster, WorkerFlags
-from keras_mae.training.strategy import make_strategy
+from keras_mae.training.strategy import dtype_policy, make_strategy
 from keras_mae.training.workers import all_succeed, exchange, is_chief
 
 SRUN = {
@@ -148,6 +148,13 @@ def test_a_tpu_elsewhere_is_connected_to_initialized_and_made_a_strategy(tpu_cal
 def test_the_tpu_of_this_machine_needs_no_connection(tpu_calls, arguments):
     assert make_strategy(**arguments) == "strategy"
     assert tpu_calls == LOCAL
+
+
+def test_a_tpu_computes_in_bfloat16_unless_told_otherwise(monkeypatch):
+    assert dtype_policy("auto").compute_dtype == "float32"
+    monkeypatch.setattr(tf.config, "list_logical_devices", lambda kind: ["core"] if kind == "TPU" else [])
+    assert dtype_policy("auto").compute_dtype == "bfloat16"
+    assert dtype_policy("float32").compute_dtype == "float32"
 
 
 def test_a_tpu_that_does_not_start_is_one_sentence(tpu_calls, monkeypatch):

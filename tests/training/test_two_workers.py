@@ -11,7 +11,7 @@ import pytest
 from fixtures.commands import run_command
 from fixtures.shard_sets import encode, write_shard_set
 from fixtures.tiny_vit import TINY_VIT
-from fixtures.worker_processes import clean_environment, finish, free_addresses, start, tf_config
+from fixtures.worker_processes import clean_environment, end, finish, free_addresses, start, tf_config
 
 import pipeline
 from keras_mae import evaluate
@@ -63,9 +63,7 @@ def run_hosts(num_hosts, command, folder, codes=None):
             workers.append(start(folder / f"host-{host}.log", words, TF_CONFIG=tf_config(addresses, host)))
         return finish(workers, codes)
     finally:
-        for worker in workers:
-            worker.process.kill()
-            worker.process.wait()
+        end(workers)
 
 
 READ = """
