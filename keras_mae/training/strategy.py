@@ -125,7 +125,7 @@ def _say(sentence: str) -> None:
 
 
 def dtype_policy(precision: str) -> keras.DTypePolicy:
-    """Keras policy for a precision; "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs. All of them keep float32 weights.
+    """Keras policy for a precision, of float32 weights; "auto" is bfloat16 on GPUs and TPUs, float32 on CPUs.
 
     Raises:
         ValueError: unknown precision.
