@@ -22,7 +22,13 @@ import pipeline
 from keras_mae import commandline
 from keras_mae.evaluation.results_file import earlier_results, results_path, write_results
 from keras_mae.robustness_suite import Part, find_parts, measure_suite, parse_places, suite_text
-from keras_mae.run_flags import define_reading_flags, define_strategy_flags, reading_options, worker_flags
+from keras_mae.run_flags import (
+    define_precision_flag,
+    define_reading_flags,
+    define_strategy_flags,
+    reading_options,
+    worker_flags,
+)
 from pipeline.manifest import read_manifest
 
 FLAGS = flags.FLAGS
@@ -36,17 +42,14 @@ def open_classifier(path, policy, num_classes):
     Raises:
         ValueError: there is none, or it knows another number of classes.
     """
-    from keras_mae.models import Classifier
-    from keras_mae.training.saved_model import copy_with_dtype, load_model
+    from keras_mae.training.saved_model import load_classifier
 
-    model = load_model(path)
-    if not isinstance(model, Classifier):
-        raise ValueError(f"{path} holds no classifier but an encoder; fine-tune it first.")
+    model = load_classifier(path, policy.name)
     if model.num_classes != num_classes:
         raise ValueError(
             f"The classifier knows {model.num_classes} classes. Received: a shard set of {num_classes} classes"
         )
-    return copy_with_dtype(model, policy.name)
+    return model
 
 
 def known_classes(path, given):
@@ -215,7 +218,7 @@ def define_flags():
     )
     flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the run's, or 256/224 rule.")
     define_strategy_flags()
-    flags.DEFINE_string("precision", "auto", "auto, float32 or bfloat16.")
+    define_precision_flag()
     flags.DEFINE_string("output", None, "File for the results; unset: evaluation/SPLIT/results.json in the run folder.")
     define_reading_flags()
 

@@ -20,7 +20,7 @@ from absl import flags
 
 import pipeline
 from keras_mae import commandline
-from keras_mae.run_flags import define_reading_flags, reading_options
+from keras_mae.run_flags import define_one_process_flags, define_reading_flags, reading_options
 from pipeline.locations import join, read_location
 from pipeline.shard_index import read_index
 from pipeline.sources import FolderSource
@@ -28,7 +28,6 @@ from pipeline.sources import FolderSource
 FLAGS = flags.FLAGS
 
 POOLS = ("class_token", "patch_mean", "tokens")
-STRATEGIES = ("auto", "none", "mirrored")
 OF_SHARDS = ("split", "engine", "cache_dir", "cache_gb", "data_service")
 BLOCK_BYTES, BLOCK_BATCHES = 64_000_000, 16  # of rows that are written at once, and that an interruption may cost
 
@@ -212,13 +211,13 @@ def main(argv):
     from keras_mae.training.initial_weights import fingerprint
     from keras_mae.training.run_dir import description_above
     from keras_mae.training.saved_model import load_encoder
-    from keras_mae.training.strategy import dtype_policy, make_strategy
+    from keras_mae.training.strategy import dtype_policy, make_one_process_strategy
 
     with commandline.user_mistakes():
         check_input(FLAGS)
         output = pathlib.Path(FLAGS.output)
         check_output(output)
-        strategy, policy = make_strategy(FLAGS.strategy), dtype_policy(FLAGS.precision)
+        strategy, policy = make_one_process_strategy(FLAGS.strategy), dtype_policy(FLAGS.precision)
         norm = {} if FLAGS.final_norm else {"final_norm": False}
         with strategy.scope():
             encoder = load_encoder(FLAGS.encoder, dtype=policy.name, **norm)
@@ -266,8 +265,7 @@ def define_flags():
     flags.DEFINE_integer("batch_size", 128, "Images in a batch, over all replicas.", lower_bound=1)
     flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the run's, or 256/224 rule.")
     flags.DEFINE_integer("max_corrupt", 0, "Images that may be skipped because they cannot be decoded; each is named.")
-    flags.DEFINE_enum("strategy", "auto", STRATEGIES, "mirrored: all GPUs of this machine.")
-    flags.DEFINE_string("precision", "auto", "auto, float32 or bfloat16.")
+    define_one_process_flags()
     define_reading_flags()
 
 

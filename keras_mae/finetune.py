@@ -15,44 +15,18 @@ import pipeline
 from keras_mae import commandline, recipes
 from keras_mae.layers.position_resize import POSITIONS
 from keras_mae.recipe_display import define_display_flags, display
+from keras_mae.recipe_encoder import load_recipe_encoder
 from keras_mae.recipes.finetuning import FINETUNE_NOTES
-from keras_mae.run_flags import define_run_flags, open_data, run_options
+from keras_mae.run_data import open_data
+from keras_mae.run_flags import define_run_flags, run_options
 
 FLAGS = flags.FLAGS
 
 
 def open_encoder(path, recipe, policy="float32", positions="resize"):
-    """The saved encoder, without its final norm, with the recipe's drop path and image size.
-
-    Args:
-        path: as `load_encoder` takes it.
-        recipe: a `FinetuneRecipe`.
-        policy: Keras dtype policy.
-        positions: "resize" or "recompute" the position table if the encoder's image size is not the recipe's.
-
-    Raises:
-        ValueError: there is no such model, or its structure is not the recipe's; names field and values.
-    """
-    from keras_mae.training.saved_model import load_encoder
-
-    encoder = load_encoder(
-        path,
-        positions=positions,
-        image_size=recipe.image_size,
-        final_norm=False,
-        drop_path_rate=recipe.drop_path_rate,
-        remat=recipe.remat,
-        dtype=policy,
-    )
-    wanted = new_encoder(recipe, policy)
-    differences = [
-        f"{name} is {getattr(encoder, name)}, the recipe has {getattr(wanted, name)}"
-        for name in recipes.structure(recipe)
-        if getattr(encoder, name) != getattr(wanted, name)
-    ]
-    if differences:
-        raise ValueError(f"The encoder at {path} does not fit: {'; '.join(differences)}. Set the flags of these names.")
-    return encoder
+    """The saved encoder as `load_recipe_encoder` gives it, without its final norm, with the recipe's drop path."""
+    changes = {"final_norm": False, "drop_path_rate": recipe.drop_path_rate}
+    return load_recipe_encoder(path, recipe, policy, positions, **changes)
 
 
 def new_encoder(recipe, policy="float32"):

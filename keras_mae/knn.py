@@ -15,11 +15,9 @@ from absl import flags
 
 import pipeline
 from keras_mae import commandline
-from keras_mae.run_flags import define_reading_flags, reading_options
+from keras_mae.run_flags import define_one_process_flags, define_reading_flags, reading_options
 
 FLAGS = flags.FLAGS
-
-STRATEGIES = ("auto", "none", "mirrored")
 
 
 def parse_ks(words):
@@ -52,14 +50,14 @@ def main(argv):
     from keras_mae.training.data_errors import DataError, named_data_errors
     from keras_mae.training.run_dir import description_above
     from keras_mae.training.saved_model import load_encoder
-    from keras_mae.training.strategy import dtype_policy, make_strategy
+    from keras_mae.training.strategy import dtype_policy, make_one_process_strategy
 
     with commandline.user_mistakes():
         ks = parse_ks(FLAGS.k)
         shard_set = pipeline.load_manifest(FLAGS.data)
         split, val_split = shard_set.split(FLAGS.split), shard_set.split(FLAGS.val_split)
         check_splits(shard_set, split, val_split, max(ks))
-        strategy = make_strategy(FLAGS.strategy)
+        strategy = make_one_process_strategy(FLAGS.strategy)
         with strategy.scope():
             encoder = load_encoder(FLAGS.encoder, dtype=dtype_policy(FLAGS.precision).name)
         encode = make_encode(encoder, strategy, FLAGS.pooling)
@@ -121,8 +119,7 @@ def define_flags():
     flags.DEFINE_enum("pooling", "class_token", ("class_token", "patch_mean"), "Which feature of an image.")
     flags.DEFINE_integer("batch_size", 128, "Images in a batch, over all replicas.", lower_bound=1)
     flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the run's, or 256/224 rule.")
-    flags.DEFINE_enum("strategy", "auto", STRATEGIES, "mirrored: all GPUs of this machine.")
-    flags.DEFINE_string("precision", "auto", "auto, float32 or bfloat16.")
+    define_one_process_flags()
     flags.DEFINE_string("output", None, "JSON file for the results.")
     define_reading_flags()
 

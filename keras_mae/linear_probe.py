@@ -16,36 +16,21 @@ import pipeline
 from keras_mae import commandline, recipes
 from keras_mae.layers.position_resize import POSITIONS
 from keras_mae.recipe_display import define_display_flags, display
+from keras_mae.recipe_encoder import load_recipe_encoder
 from keras_mae.recipes.probing import LINEAR_PROBE_NOTES, LINEAR_PROBE_RECIPES
-from keras_mae.run_flags import define_run_flags, open_data, run_options
+from keras_mae.run_data import open_data
+from keras_mae.run_flags import define_run_flags, run_options
 
 FLAGS = flags.FLAGS
 
 
 def open_encoder(path, recipe, policy="float32", positions="resize"):
-    """The saved encoder with its final norm, of the recipe's image size.
-
-    Args:
-        path: as `load_encoder` takes it.
-        recipe: a `LinearProbeRecipe`.
-        policy: Keras dtype policy.
-        positions: "resize" or "recompute" the position table if the encoder's image size is not the recipe's.
+    """The saved encoder as `load_recipe_encoder` gives it.
 
     Raises:
-        ValueError: there is no such model, its structure is not the recipe's, or it has lost its final norm.
+        ValueError: as there, or it has lost its final norm.
     """
-    from keras_mae.models import VisionTransformer
-    from keras_mae.training.saved_model import load_encoder
-
-    encoder = load_encoder(path, positions=positions, image_size=recipe.image_size, remat=recipe.remat, dtype=policy)
-    wanted = VisionTransformer(**recipes.structure(recipe), dtype=policy)
-    differences = [
-        f"{name} is {getattr(encoder, name)}, the recipe has {getattr(wanted, name)}"
-        for name in recipes.structure(recipe)
-        if getattr(encoder, name) != getattr(wanted, name)
-    ]
-    if differences:
-        raise ValueError(f"The encoder at {path} does not fit: {'; '.join(differences)}. Set the flags of these names.")
+    encoder = load_recipe_encoder(path, recipe, policy, positions)
     if not encoder.final_norm:
         raise ValueError(
             f"The encoder at {path} has no final norm, as those of fine-tuned classifiers: the probe needs a "

@@ -19,6 +19,7 @@ import numpy as np
 from absl import flags
 
 from keras_mae import commandline
+from keras_mae.run_flags import define_precision_flag
 from pipeline.host_decode import DecodeError
 from pipeline.processors import available_processors
 from pipeline.sources.folder import ARRAY_SUFFIXES, IMAGE_SUFFIXES
@@ -67,21 +68,6 @@ def first_kind(files):
         with contextlib.suppress(ValueError, OSError):
             return array_kind(file.read_bytes())
     return None
-
-
-def open_classifier(path, policy):
-    """The saved classifier, of another dtype policy.
-
-    Raises:
-        ValueError: there is none.
-    """
-    from keras_mae.models import Classifier
-    from keras_mae.training.saved_model import copy_with_dtype, load_model
-
-    model = load_model(path)
-    if not isinstance(model, Classifier):
-        raise ValueError(f"{path} holds no classifier but an encoder; fine-tune it first.")
-    return copy_with_dtype(model, policy.name)
 
 
 def class_names(model_path, names_path, num_classes):
@@ -163,6 +149,7 @@ def as_text(prediction, names):
 def main(argv):
     from keras_mae.loose_images import view_of
     from keras_mae.training.run_dir import description_above
+    from keras_mae.training.saved_model import load_classifier
     from keras_mae.training.strategy import dtype_policy
     from pipeline.host_engine import make_view
 
@@ -170,7 +157,7 @@ def main(argv):
         path = pathlib.Path(FLAGS.model)
         policy = dtype_policy(FLAGS.precision)
         files = find_images(argv[1:])
-        classifier = open_classifier(path, policy)
+        classifier = load_classifier(path, policy.name)
         names = class_names(path, FLAGS.classes, classifier.num_classes)
         description = description_above(path)
         resize_size = FLAGS.resize_size or (description["recipe"]["resize_size"] if description else None)
@@ -197,7 +184,7 @@ def define_flags():
     flags.DEFINE_string("classes", None, "Text file with the classes' names, a line each; unset: those of the model.")
     flags.DEFINE_integer("batch_size", 32, "Images in a batch.", lower_bound=1)
     flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the run's, or 256/224 rule.")
-    flags.DEFINE_string("precision", "auto", "auto, float32 or bfloat16.")
+    define_precision_flag()
 
 
 def entry_point():

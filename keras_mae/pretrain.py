@@ -19,7 +19,8 @@ from keras_mae import commandline, recipes
 from keras_mae.layers.position_resize import POSITIONS
 from keras_mae.recipe_display import define_display_flags, display
 from keras_mae.recipes.pretraining import PRETRAIN_NOTES
-from keras_mae.run_flags import define_run_flags, open_data, run_options
+from keras_mae.run_data import open_data
+from keras_mae.run_flags import define_run_flags, run_options
 
 FLAGS = flags.FLAGS
 

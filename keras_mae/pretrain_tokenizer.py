@@ -15,7 +15,8 @@ from absl import flags
 from keras_mae import commandline, recipes
 from keras_mae.recipe_display import define_display_flags, display
 from keras_mae.recipes.tokenizer import TOKENIZER_NOTES, TOKENIZER_RECIPES
-from keras_mae.run_flags import define_run_flags, open_data, run_options
+from keras_mae.run_data import open_data
+from keras_mae.run_flags import define_run_flags, run_options
 
 FLAGS = flags.FLAGS
 FILE_NAME = "tokenizer.keras"

@@ -1,7 +1,7 @@
 """The card beside a model: where its weights came from and under which licence. It travels to what is made of them.
 
-A card is a dict of JSON values with at least `source_license`. It lies as `card.json`, with a README.md made from it,
-in a model's folder, and inside a SavedModel, which may be copied alone.
+A card is a dict of JSON values with at least `source_license`: `card.json`, written and found by `model_assets`, with a
+README.md made from it beside it.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import pathlib
 
 from keras_mae.training.atomic import write_text
+from keras_mae.training.model_assets import find_asset, write_asset
 
 NAME = "card.json"
 UNKNOWN = "unknown"
@@ -24,12 +25,8 @@ class CardError(ValueError):
 
 def write_card(folder: pathlib.Path, card: dict) -> None:
     """Writes `card.json` and README.md, and the card into a `saved_model` in the folder, if there is one."""
-    text = json.dumps(card, indent=2) + "\n"
-    write_text(folder / NAME, text)
+    write_asset(folder, NAME, json.dumps(card, indent=2) + "\n")
     write_text(folder / "README.md", _readme(card))
-    extra = folder / "saved_model" / "assets.extra"
-    if extra.is_dir():
-        write_text(extra / NAME, text)
 
 
 def read_card(path: str | os.PathLike) -> dict | None:
@@ -38,17 +35,15 @@ def read_card(path: str | os.PathLike) -> dict | None:
     Raises:
         CardError: the card is damaged.
     """
-    path = pathlib.Path(path)
-    folders = (path, path / "export", path / "assets.extra") if path.is_dir() else (path.parent,)
-    for card in (folder / NAME for folder in folders):
-        if card.is_file():
-            try:
-                content = json.loads(card.read_text())
-                content["source_license"]
-            except (ValueError, TypeError, LookupError) as error:
-                raise CardError(f"{card} is no card of a model: {error!r}.") from error
-            return content
-    return None
+    card = find_asset(path, NAME)
+    if card is None:
+        return None
+    try:
+        content = json.loads(card.read_text())
+        content["source_license"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise CardError(f"{card} is no card of a model: {error!r}.") from error
+    return content
 
 
 def derived_card(card: dict | None, made_by: str) -> dict | None:

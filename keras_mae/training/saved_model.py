@@ -146,6 +146,22 @@ def load_model(path: str | os.PathLike):
     return model
 
 
+def load_classifier(path: str | os.PathLike, dtype: str) -> Classifier:
+    """The classifier of a saved model.
+
+    Args:
+        path: as `load_model` takes it.
+        dtype: name of the Keras policy to compute in.
+
+    Raises:
+        SavedModelError: there is none.
+    """
+    model = load_model(path)
+    if not isinstance(model, Classifier):
+        raise SavedModelError(f"{path} holds no classifier but an encoder; fine-tune it first.")
+    return copy_with_dtype(model, dtype)
+
+
 def load_encoder(path: str | os.PathLike, positions: str = "resize", **overrides) -> VisionTransformer:
     """The encoder of a saved model, with its weights.
 

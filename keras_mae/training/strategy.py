@@ -14,7 +14,8 @@ from keras_mae.training.cluster import EXAMPLE, Cluster, Summons, WorkerFlags, f
 from keras_mae.training.rendezvous import MissingWorkers
 from keras_mae.training.tpu import start_tpu
 
-STRATEGIES = ("auto", "none", "mirrored", "multi_worker", "tpu")
+ONE_PROCESS_STRATEGIES = ("auto", "none", "mirrored")
+STRATEGIES = (*ONE_PROCESS_STRATEGIES, "multi_worker", "tpu")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 DETERMINISTIC = ("auto", "true", "false")
 ALONE = WorkerFlags()
@@ -64,8 +65,22 @@ def make_strategy(name: str, workers: WorkerFlags = ALONE, tpu: str | None = Non
     summons = _find_workers(name, workers) if name in ("auto", "multi_worker") else None
     if summons is not None and summons.num_processes > 1:
         return _start_workers(gather_workers(summons, workers.wait_seconds))
+    return make_one_process_strategy("auto" if name == "multi_worker" else name)
+
+
+def make_one_process_strategy(name: str) -> tf.distribute.Strategy:
+    """A strategy for the devices of this process alone, whatever TF_CONFIG or Slurm say of others.
+
+    Args:
+        name: "none" one device; "mirrored" all GPUs of this machine, or all logical CPUs where there is no GPU; "auto"
+            mirrored where there are several GPUs, else none.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    _check("strategy", name, ONE_PROCESS_STRATEGIES)
     gpus = tf.config.list_logical_devices("GPU")
-    if name == "none" or (name != "mirrored" and len(gpus) < 2):
+    if name == "none" or (name == "auto" and len(gpus) < 2):
         return tf.distribute.get_strategy()
     devices = gpus or tf.config.list_logical_devices("CPU")
     with _without_tf_config():

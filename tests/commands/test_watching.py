@@ -16,7 +16,7 @@ import pipeline
 from keras_mae import knn, pretrain
 from keras_mae.recipes import PRETRAIN_RECIPES
 from keras_mae.recipes.fields import override
-from keras_mae.run_flags import batch_samples
+from keras_mae.run_data import batch_samples
 from keras_mae.training.metrics_log import read_rows
 
 TINY = (*TINY, *TINY_DECODER, "--deterministic=false")

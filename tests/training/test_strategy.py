@@ -171,3 +171,11 @@ def test_a_tpu_that_does_not_start_is_one_sentence(tpu_calls, monkeypatch):
 def test_a_tpu_that_nothing_answers_for_is_named():
     with pytest.raises(ValueError, match=r"No TPU 'grpc://localhost:1'.*nothing answers at localhost:1"):
         make_strategy("tpu", tpu="grpc://localhost:1")
+
+
+def test_a_command_of_one_process_does_not_wait_for_others(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", tf_config(["localhost:1", "localhost:2"], 0))
+    for name in ("auto", "none", "mirrored"):
+        assert strategies.make_one_process_strategy(name).num_replicas_in_sync == 1
+    with pytest.raises(ValueError, match="strategy must be one of auto, none, mirrored. Received: 'multi_worker'"):
+        strategies.make_one_process_strategy("multi_worker")
