@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 import pipeline
-from keras_mae.evaluation.features import Features, make_encode, read_features
+from keras_mae.evaluation.features import Features, make_encode, pooled, read_features
 from keras_mae.training.run import Data
 
 
@@ -38,7 +38,7 @@ def with_cached_features(
         folder: where features are kept, in a file for each split.
         identity: JSON values that all features depend on beside the split: encoder, pool, sizes, precision.
         batch_size: of the global batch.
-        pool: of `make_encode`.
+        pool: of `evaluation.features.pooled`.
         strategy: whose replicas share the batches.
     """
 
@@ -46,7 +46,7 @@ def with_cached_features(
     def encode():
         with strategy.scope():
             encoder = build_encoder()
-        return make_encode(encoder, strategy, pool)
+        return make_encode(pooled(encoder, pool), strategy)
 
     @functools.cache
     def features(split: str, fingerprint: str) -> Features:

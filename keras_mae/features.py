@@ -146,16 +146,16 @@ def read_layers(words, depth):
 
 
 def make_rows(encoder, pool, layers):
-    """Function of images to a single token (batch, 1, numbers), which `make_encode` takes from it as a row."""
+    """Function of images to a row of numbers each, for `make_encode`."""
     from keras import ops
 
     from keras_mae.models.backbone import pool_tokens, tokens_after_blocks
 
-    def rows(images, training):
-        tokens = tokens_after_blocks(encoder, images, layers, training=training)
+    def rows(images):
+        tokens = tokens_after_blocks(encoder, images, layers)
         features = [pool_tokens(ops.cast(x, "float32"), pool, encoder.grid_size) for x in tokens.values()]
         features = ops.concatenate(features, axis=-1)  # (B, layers * D) or (B, N+1, layers * D)
-        return ops.reshape(features, (-1, 1, math.prod(features.shape[1:])))
+        return ops.reshape(features, (-1, math.prod(features.shape[1:])))
 
     return rows
 

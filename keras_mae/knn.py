@@ -45,7 +45,7 @@ def check_splits(shard_set, split, val_split, k):
 
 
 def main(argv):
-    from keras_mae.evaluation.features import make_encode, read_features
+    from keras_mae.evaluation.features import make_encode, pooled, read_features
     from keras_mae.evaluation.knn import KnnError, check_classes, knn_accuracies
     from keras_mae.training.data_errors import DataError, named_data_errors
     from keras_mae.training.run_dir import description_above
@@ -60,7 +60,7 @@ def main(argv):
         strategy = make_one_process_strategy(FLAGS.strategy)
         with strategy.scope():
             encoder = load_encoder(FLAGS.encoder, dtype=dtype_policy(FLAGS.precision).name)
-        encode = make_encode(encoder, strategy, FLAGS.pooling)
+        encode = make_encode(pooled(encoder, FLAGS.pool), strategy)
         description = description_above(pathlib.Path(FLAGS.encoder))
         load = functools.partial(
             pipeline.load,
@@ -86,7 +86,7 @@ def main(argv):
         "val_split": val_split.name,
         "train_samples": len(bank.labels),
         "samples": len(queries.labels),
-        "pooling": FLAGS.pooling,
+        "pool": FLAGS.pool,
         "temperature": FLAGS.temperature,
         "accuracy": {str(k): accuracy for k, accuracy in accuracies.items()},
         "seconds": round(time.monotonic() - begin, 3),
@@ -116,7 +116,7 @@ def define_flags():
     flags.DEFINE_string("val_split", "val", "Split to classify.")
     flags.DEFINE_list("k", "10,20,100,200", "Numbers of neighbours that vote; one search serves all.")
     flags.DEFINE_float("temperature", 0.07, "A neighbour's vote is exp(similarity / temperature).", lower_bound=1e-6)
-    flags.DEFINE_enum("pooling", "class_token", ("class_token", "patch_mean"), "Which feature of an image.")
+    flags.DEFINE_enum("pool", "class_token", ("class_token", "patch_mean"), "Which feature of an image.")
     flags.DEFINE_integer("batch_size", 128, "Images in a batch, over all replicas.", lower_bound=1)
     flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the run's, or 256/224 rule.")
     define_one_process_flags()

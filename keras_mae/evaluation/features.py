@@ -6,14 +6,16 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-POOLINGS = ("class_token", "patch_mean")
+from keras_mae.models.backbone import pool_tokens
+
+POOLS = ("class_token", "patch_mean")
 
 
 class Features(NamedTuple):
     """Features of a split, sorted by the number of the sample.
 
     Attributes:
-        vectors: float32 (samples, embed_dim).
+        vectors: float32 (samples, numbers).
         labels: int32 (samples,); -1 where unknown.
         index: int64 (samples,), the number of the sample in its split.
     """
@@ -23,28 +25,35 @@ class Features(NamedTuple):
     index: np.ndarray
 
 
-def make_encode(encoder, strategy: tf.distribute.Strategy, pooling: str = "class_token") -> Callable:
-    """Compiles the encoder for `read_features`; to be kept, since compiling takes seconds.
+def pooled(encoder, pool: str = "class_token") -> Callable:
+    """Function of images to one vector each, float32 (batch, embed_dim).
 
     Args:
         encoder: a built `VisionTransformer`; it sees all patches, nothing is masked.
+        pool: "class_token", or "patch_mean" of the other tokens.
+
+    Raises:
+        ValueError: unknown pool.
+    """
+    if pool not in POOLS:
+        raise ValueError(f"pool must be one of {', '.join(POOLS)}. Received: {pool!r}")
+    return lambda images: pool_tokens(tf.cast(encoder(images, training=False), tf.float32), pool, encoder.grid_size)
+
+
+def make_encode(vectors_of: Callable, strategy: tf.distribute.Strategy) -> Callable:
+    """Compiles a function of images for `read_features`; to be kept, since compiling takes seconds.
+
+    Args:
+        vectors_of: images -> float32 (batch, numbers), such as `pooled(encoder)`.
         strategy: whose replicas share the batches.
-        pooling: "class_token", or "patch_mean" of the other tokens.
 
     Returns:
         Function of a batch (features, labels, weights) to the rows of all replicas and hosts: vectors, labels, index,
         weights.
-
-    Raises:
-        ValueError: unknown pooling.
     """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling must be one of {', '.join(POOLINGS)}. Received: {pooling!r}")
 
     def encode_replica(features, labels, weights):
-        tokens = tf.cast(encoder(features["image"], training=False), tf.float32)  # (B, N+1, D)
-        vectors = tokens[:, 0] if pooling == "class_token" else tf.reduce_mean(tokens[:, 1:], axis=1)  # (B, D)
-        return vectors, labels, features["index"], weights
+        return vectors_of(features["image"]), labels, features["index"], weights
 
     @tf.function(reduce_retracing=True, autograph=False)
     def encode(batch):

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.evaluation.features import Features, make_encode, read_features
+from keras_mae.evaluation.features import Features, make_encode, pooled, read_features
 
 BANK_BLOCK = 16384  # training images of a block of similarities
 QUERY_BLOCK = 1024
@@ -133,7 +133,7 @@ def watch_knn(model, data, strategy: tf.distribute.Strategy, samples: int | None
     Returns:
         Function to {"knn": accuracy}, with `K` neighbours and `TEMPERATURE`.
     """
-    encode = make_encode(model.encoder, strategy)
+    encode = make_encode(pooled(model.encoder), strategy)
 
     def evaluate():
         bank, queries = read_features(encode, data.in_order(), samples), read_features(encode, data.validation())

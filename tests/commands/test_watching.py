@@ -144,7 +144,7 @@ import sys
 import numpy as np
 import pipeline
 from functools import partial
-from keras_mae.evaluation.features import make_encode, read_features
+from keras_mae.evaluation.features import make_encode, pooled, read_features
 from keras_mae.evaluation.knn import check_classes
 from keras_mae.models import VisionTransformer
 from keras_mae.training.strategy import make_strategy, split_cpu
@@ -157,7 +157,7 @@ with strategy.scope():
 load = partial(pipeline.load, sys.argv[1], split="train", view="eval", batch_size=8, image_size=8, channels=1)
 check_classes(pipeline.distribute(strategy, load), strategy)
 for samples in (None, 20):
-    features = read_features(make_encode(encoder, strategy), pipeline.distribute(strategy, load), samples)
+    features = read_features(make_encode(pooled(encoder), strategy), pipeline.distribute(strategy, load), samples)
     batch, labels, _ = next(iter(load(batch_size=35)))
     np.testing.assert_array_equal(features.index, np.arange(samples or 35))
     np.testing.assert_array_equal(features.labels, labels[:samples])

@@ -12,7 +12,7 @@ from fixtures.tiny_vit import TINY_VIT
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from keras_mae import knn
-from keras_mae.evaluation.features import Features, make_encode, read_features
+from keras_mae.evaluation.features import Features, make_encode, pooled, read_features
 from keras_mae.evaluation.knn import KnnError, check_classes, knn_accuracies, nearest_neighbors, vote, watch_knn
 from keras_mae.models import VisionTransformer
 from pipeline.manifest import ShardSet, write_manifest
@@ -118,13 +118,13 @@ def encoder():
     return encoder
 
 
-@pytest.mark.parametrize("pooling", ["class_token", "patch_mean"])
-def test_features_hold_every_image_once_without_padding(encoder, pooling):
+@pytest.mark.parametrize("pool", ["class_token", "patch_mean"])
+def test_features_hold_every_image_once_without_padding(encoder, pool):
     images, labels = draw_stripes(26)
-    encode = make_encode(encoder, tf.distribute.get_strategy(), pooling)
+    encode = make_encode(pooled(encoder, pool), tf.distribute.get_strategy())
     features = read_features(encode, reversed(batches(images, labels)))
     tokens = np.asarray(encoder(images[..., None]))
-    expected = tokens[:, 0] if pooling == "class_token" else tokens[:, 1:].mean(axis=1)
+    expected = tokens[:, 0] if pool == "class_token" else tokens[:, 1:].mean(axis=1)
     np.testing.assert_array_equal(features.index, np.arange(26))
     np.testing.assert_array_equal(features.labels, labels)
     np.testing.assert_allclose(features.vectors, expected, atol=1e-5)
@@ -156,9 +156,9 @@ def test_no_samples_are_refused():
         read_features(index_only, [])
 
 
-def test_an_unknown_pooling_is_refused(encoder):
-    with pytest.raises(ValueError, match="pooling must be one of class_token, patch_mean. Received: 'max'"):
-        make_encode(encoder, tf.distribute.get_strategy(), "max")
+def test_an_unknown_pool_is_refused(encoder):
+    with pytest.raises(ValueError, match="pool must be one of class_token, patch_mean. Received: 'max'"):
+        pooled(encoder, "max")
 
 
 def test_watching_gives_the_accuracy_of_an_encoder_as_it_is(encoder):
