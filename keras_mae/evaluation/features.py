@@ -6,9 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from keras_mae.models.backbone import pool_tokens
-
-POOLS = ("class_token", "patch_mean")
+from keras_mae.models.backbone import POOLS, pool_tokens
 
 
 class Features(NamedTuple):

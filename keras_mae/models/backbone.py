@@ -7,7 +7,8 @@ from keras import ops
 
 from keras_mae.layers.remat import run_blocks
 
-OUTPUTS = ("tokens", "class_token", "patch_mean", "pyramid")
+POOLS = ("class_token", "patch_mean")
+OUTPUTS = ("tokens", *POOLS, "pyramid")
 
 
 def block_numbers(layers, depth):

@@ -4,11 +4,9 @@ import keras
 from keras import ops
 
 from keras_mae.layers.batch_norm import BatchNorm
-from keras_mae.models.backbone import pool_tokens
+from keras_mae.models.backbone import POOLS, pool_tokens
 from keras_mae.models.classifier import Classifier
 from keras_mae.models.freezing import freeze_encoder
-
-POOLS = ("class_token", "patch_mean")
 
 
 @keras.saving.register_keras_serializable(package="keras_mae")
