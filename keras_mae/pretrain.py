@@ -105,7 +105,7 @@ def load_run(run_dir):
     Raises:
         ValueError: the folder holds no pre-training run, or no checkpoint yet.
     """
-    from keras_mae.training.checkpoints import Checkpoints, assign
+    from keras_mae.training.checkpoints import Checkpoints, assign, own_weights
     from keras_mae.training.run_dir import read_description
 
     description = read_description(pathlib.Path(run_dir)) or {}
@@ -117,8 +117,9 @@ def load_run(run_dir):
     recipe = recipes.PretrainRecipe(**recipes.from_json(description["recipe"]))
     model = build_mae(recipe, "float32", kept_target_file(recipe, run_dir))
     model.build()
-    wanted = {v.path for v in model.weights}
-    assign(model.weights, {name: a for name, a in newest[1].items() if name in wanted}, source=str(run_dir))
+    weights = own_weights(model)
+    wanted = {v.path for v in weights}
+    assign(weights, {name: a for name, a in newest[1].items() if name in wanted}, source=str(run_dir))
     return model
 
 
@@ -151,7 +152,7 @@ def main(argv):
     from keras_mae.evaluation.knn import KnnError
     from keras_mae.training.adamw import AdamW
     from keras_mae.training.initial_weights import fingerprint, load_initial_weights
-    from keras_mae.training.model_card import derived_card, read_card
+    from keras_mae.training.model_card import run_card
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
     from keras_mae.training.saved_model import export
     from keras_mae.training.workers import HostError, is_chief, named_host_errors
@@ -169,11 +170,11 @@ def main(argv):
             data.identity["target_file"] = hashlib.sha256(target_file.read_bytes()).hexdigest()
         has_classes = bool(pipeline.load_manifest(FLAGS.data).classes)
         evaluations = knn_evaluations(recipe, data, has_classes, devices.strategy)
-        init, positions, card = FLAGS.init, FLAGS.positions, None
+        init, positions = FLAGS.init, FLAGS.positions
+        card = run_card("keras_mae.pretrain", init, FLAGS.recipe, FLAGS.data)
         if init:
             load_initial_weights(model, init, positions)  # also checks that they fit
             data.identity["init"] = fingerprint(model)
-            card = derived_card(read_card(init), "keras_mae.pretrain")
 
     def build_model(policy):
         if target_file and is_chief(devices.strategy):
@@ -189,7 +190,9 @@ def main(argv):
         build_optimizer=lambda model, schedule: AdamW(
             schedule, weight_decay=recipe.weight_decay, beta_1=recipe.beta_1, beta_2=recipe.beta_2
         ),
-        export=lambda model, folder: export(model.encoder, folder, card, data.image_dtype),
+        export=lambda model, folder: export(
+            model.encoder, folder, card, data.image_dtype, run_dir=options.run_dir
+        ),
         draw=draw_reconstructions if model.can_reconstruct else None,
         evaluations=evaluations,
     )

@@ -118,6 +118,13 @@ class Checkpoints:
         return state
 
 
+def own_weights(model) -> list:
+    """The weights of a model, without those of a masked autoencoder's target, which its own file holds."""
+    target = getattr(model, "target", None)
+    fixed = set() if target is None else {id(weight) for weight in target.weights}
+    return [weight for weight in model.weights if id(weight) not in fixed]
+
+
 def by_path(variables: Sequence) -> dict:
     """The variables by their paths, under which a checkpoint holds them.
 

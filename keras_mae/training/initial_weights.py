@@ -88,9 +88,6 @@ def _read_run(path, model):
     prefix = f"{model.name}/"
     arrays = {name.removeprefix(prefix): array for name, array in newest[1].items()}
     arrays = {name: array for name, array in arrays.items() if name.startswith(("encoder/", "decoder/", "mask_token"))}
-    if recipe.get("target") == "tokens":  # the tokenizer's weights are among them
-        own = _split_weights(model)[0]
-        arrays = {name: array for name, array in arrays.items() if name in own}
     sides = np.broadcast_to(recipe["image_size"], 2)
     return arrays, tuple(int(side) // recipe["patch_size"] for side in sides), tuple(recipe[name] for name in HEADS)
 

@@ -13,7 +13,7 @@ from keras_mae.recipes import Recipe, interval_steps, peak_learning_rate, total_
 from keras_mae.training import run_dir as run_folder
 from keras_mae.training.checkpoint_writer import CheckpointWriter
 from keras_mae.training.checkpointing import Checkpointing
-from keras_mae.training.checkpoints import CheckpointError, Checkpoints
+from keras_mae.training.checkpoints import CheckpointError, Checkpoints, own_weights
 from keras_mae.training.cluster import WorkerFlags
 from keras_mae.training.data_errors import DataError, named_data_errors
 from keras_mae.training.experiment_tracker import TrackerError, WandbTracker
@@ -186,8 +186,8 @@ def run(task: Task, recipe: Recipe, data: Data, options: RunOptions, devices: De
         with devices.strategy.scope():
             trainer, schedule = _build_trainer(task, recipe, data, devices.policy)
         checkpoints = Checkpoints(folder / "checkpoints", keep=recipe.keep_checkpoints)
-        # Weights, not seed states: the batches bring every random number with them.
-        variables = [*trainer.model.weights, *trainer.optimizer.variables]
+        # Not the seed states: the batches bring every random number with them.
+        variables = [*own_weights(trainer.model), *trainer.optimizer.variables]
         start = _resume(checkpoints, variables, data, trainer.optimizer)
         check_same_step(start, folder, strategy)
         if writes:

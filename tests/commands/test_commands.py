@@ -155,6 +155,12 @@ def test_a_run_on_tokens_is_rebuilt_with_its_tokenizer(halves_set, tmp_path):
     target = pretrain.load_run(run_dir).target
     for a, b in zip(target.tokenizer.weights, tokenizer.encoder.weights, strict=True):
         np.testing.assert_array_equal(a, b)
+    kept = [weight.shape for weight in target.tokenizer.weights if len(weight.shape) == 4]
+    with np.load(next((run_dir / "checkpoints").glob("step-*.npz"))) as arrays:
+        assert kept and not {arrays[name].shape for name in arrays.files} & set(kept)  # its file holds them already
+    again = [f"--run_dir={tmp_path / 'again'}" if "run_dir" in flag else flag for flag in flags if "file" not in flag]
+    again.append(f"--target_file={run_dir / 'target' / 'tokenizer.keras'}")
+    assert run_command(pretrain, *TINY, *TINY_DECODER, *again, "--mask_kind=grid", f"--init={run_dir}") == 0
 
 
 def test_pretraining_refuses_a_pca_of_other_patches(halves_set, tmp_path, capsys):
