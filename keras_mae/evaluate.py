@@ -116,7 +116,8 @@ def open_datasets(values, parts, encoder, strategy, batch_size):
 
 
 def main(argv):
-    from keras_mae.evaluation.classification import EvaluationError, classification_results, make_predict
+    from keras_mae.evaluation.class_map import EvaluationError
+    from keras_mae.evaluation.classification import classification_results, make_predict
     from keras_mae.evaluation.results import describe_classes, describe_model
     from keras_mae.training.data_errors import DataError, named_data_errors
     from keras_mae.training.run_dir import description_above

@@ -14,12 +14,10 @@ from absl import flags
 
 import pipeline
 from keras_mae import commandline, recipes
-from keras_mae.layers.position_resize import POSITIONS
 from keras_mae.recipe_display import define_display_flags, display
 from keras_mae.recipe_encoder import load_recipe_encoder
 from keras_mae.recipes.probing import LINEAR_PROBE_NOTES, LINEAR_PROBE_RECIPES
-from keras_mae.run_data import open_data
-from keras_mae.run_flags import define_run_flags, run_options
+from keras_mae.run_flags import define_encoder_flags, define_run_flags, run_options
 
 FLAGS = flags.FLAGS
 
@@ -100,6 +98,7 @@ def main(argv):
         return 0
 
     from keras_mae.models import LinearProbe
+    from keras_mae.run_data import open_data
     from keras_mae.training.initial_weights import fingerprint
     from keras_mae.training.model_card import derived_card, read_card
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
@@ -141,13 +140,7 @@ def define_flags():
     recipes.define_recipe_flags(LINEAR_PROBE_RECIPES)
     define_run_flags()
     define_display_flags()
-    flags.DEFINE_string("encoder", None, "Pre-trained encoder: .keras file, SavedModel folder or export folder.")
-    flags.DEFINE_enum(
-        "positions",
-        "resize",
-        POSITIONS,
-        "What becomes of the encoder's position table under another --image_size: bicubic, or sin-cos computed anew.",
-    )
+    define_encoder_flags()
 
 
 def entry_point():

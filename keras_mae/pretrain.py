@@ -16,11 +16,9 @@ from absl import flags
 
 import pipeline
 from keras_mae import commandline, recipes
-from keras_mae.layers.position_resize import POSITIONS
 from keras_mae.recipe_display import define_display_flags, display
 from keras_mae.recipes.pretraining import PRETRAIN_NOTES
-from keras_mae.run_data import open_data
-from keras_mae.run_flags import define_run_flags, run_options
+from keras_mae.run_flags import POSITIONS, define_run_flags, run_options
 
 FLAGS = flags.FLAGS
 
@@ -150,6 +148,7 @@ def main(argv):
         return 0
 
     from keras_mae.evaluation.knn import KnnError
+    from keras_mae.run_data import open_data
     from keras_mae.training.adamw import AdamW
     from keras_mae.training.initial_weights import fingerprint, load_initial_weights
     from keras_mae.training.model_card import run_card
@@ -190,9 +189,7 @@ def main(argv):
         build_optimizer=lambda model, schedule: AdamW(
             schedule, weight_decay=recipe.weight_decay, beta_1=recipe.beta_1, beta_2=recipe.beta_2
         ),
-        export=lambda model, folder: export(
-            model.encoder, folder, card, data.image_dtype, run_dir=options.run_dir
-        ),
+        export=lambda model, folder: export(model.encoder, folder, card, data.image_dtype, run_dir=options.run_dir),
         draw=draw_reconstructions if model.can_reconstruct else None,
         evaluations=evaluations,
     )

@@ -15,7 +15,6 @@ from absl import flags
 from keras_mae import commandline, recipes
 from keras_mae.recipe_display import define_display_flags, display
 from keras_mae.recipes.tokenizer import TOKENIZER_NOTES, TOKENIZER_RECIPES
-from keras_mae.run_data import open_data
 from keras_mae.run_flags import define_run_flags, run_options
 
 FLAGS = flags.FLAGS
@@ -116,6 +115,7 @@ def main(argv):
         return 0
 
     from keras_mae.models.discrete_vae import CODE_DRAWS
+    from keras_mae.run_data import open_data
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
 
     with commandline.user_mistakes():

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import pipeline
-from keras_mae.evaluation.classification import ClassMap
+from keras_mae.evaluation.class_map import ClassMap
 from keras_mae.evaluation.robustness import (
     ALEXNET_ERRORS,
     CORRUPTED,

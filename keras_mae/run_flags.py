@@ -4,10 +4,17 @@ from absl import flags
 
 from keras_mae.training.cluster import WorkerFlags
 from keras_mae.training.experiment_tracker import check_wandb
-from keras_mae.training.profiling import parse_profile_steps
-from keras_mae.training.run import RunOptions
-from keras_mae.training.strategy import DETERMINISTIC, ONE_PROCESS_STRATEGIES, PRECISIONS, STRATEGIES
+from keras_mae.training.run_options import (
+    DETERMINISTIC,
+    ONE_PROCESS_STRATEGIES,
+    PRECISIONS,
+    STRATEGIES,
+    RunOptions,
+    parse_profile_steps,
+)
 from pipeline.load_options import ENGINES
+
+POSITIONS = ("resize", "recompute")  # as layers.position_resize has them, which needs Keras
 
 
 def define_run_flags() -> None:
@@ -47,6 +54,17 @@ def define_precision_flag() -> None:
     """Defines --precision."""
     names = ", ".join(PRECISIONS)
     flags.DEFINE_string("precision", "auto", f"{names}. auto: bfloat16 on GPUs and TPUs, float32 on CPUs.")
+
+
+def define_encoder_flags() -> None:
+    """Defines --encoder and --positions."""
+    flags.DEFINE_string("encoder", None, "Pre-trained encoder: .keras file, SavedModel folder or export folder.")
+    flags.DEFINE_enum(
+        "positions",
+        "resize",
+        POSITIONS,
+        "What becomes of the encoder's position table under another --image_size: bicubic, or sin-cos computed anew.",
+    )
 
 
 def worker_flags(values: flags.FlagValues) -> WorkerFlags:

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
+from keras_mae import run_flags
 from keras_mae.commandline import CommandError, exit_code, user_mistakes
+from keras_mae.layers.position_resize import POSITIONS
 
 
 def raising(error):
@@ -56,7 +58,7 @@ PRETRAIN_HELP = ("--mask_ratio: share of the patches removed", "--strategy: ", "
     "module, text, flags",
     [
         ("tools.verify_shards", "Checks a shard set", ("--shards: ", "--[no]repair: ", "--source: ")),
-        pytest.param("keras_mae.pretrain", "Pre-trains a masked autoencoder", PRETRAIN_HELP, marks=pytest.mark.slow),
+        ("keras_mae.pretrain", "Pre-trains a masked autoencoder", PRETRAIN_HELP),
     ],
 )
 def test_help_shows_the_text_and_all_flags_of_a_command(module, text, flags):
@@ -65,3 +67,19 @@ def test_help_shows_the_text_and_all_flags_of_a_command(module, text, flags):
     assert shown.lstrip().startswith(text)
     for flag in flags:
         assert flag in shown
+
+
+COMMANDS = ("pretrain", "pretrain_tokenizer", "finetune", "linear_probe", "evaluate", "knn", "features", "predict")
+
+
+def test_commands_start_without_tensorflow_and_keras():
+    """So that --help, --recipe=list, --print and the check of most mistakes take no seconds."""
+    imports = "; ".join(f"import keras_mae.{command}" for command in COMMANDS)
+    heavy = "[name for name in ('tensorflow', 'keras', 'jax', 'torch') if name in sys.modules]"
+    command = [sys.executable, "-c", f"import sys; {imports}; print({heavy})"]
+    shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    assert shown.strip() == "[]"
+
+
+def test_the_flag_of_positions_has_the_choices_of_the_layer():
+    assert run_flags.POSITIONS == POSITIONS

@@ -20,7 +20,8 @@ from keras_mae.models.complexity import count_parts, step_flops
 from keras_mae.pretrain import build_mae
 from keras_mae.recipes import PretrainRecipe, from_json
 from keras_mae.training.adamw import AdamW
-from keras_mae.training.run import Data, RunOptions, Task, run, start_devices
+from keras_mae.training.run import Data, Task, run, start_devices
+from keras_mae.training.run_options import RunOptions
 from tools.benchmark_flops import architecture_of
 from tools.step_peers import peak_memory_bytes
 

@@ -15,26 +15,11 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from keras_mae.evaluation.class_map import ClassMap, EvaluationError
 from keras_mae.training.workers import exchange
 
 TOP = 5
 UNKNOWN = -1  # label of an image whose class is not known
-
-
-class EvaluationError(ValueError):
-    """The data or the model gives nothing that could be evaluated."""
-
-
-class ClassMap(NamedTuple):
-    """How the classes of a data set are found among those of a model; both are numbered from 0.
-
-    Attributes:
-        columns: int64 (number of classes that are compared,): the model's numbers of them.
-        positions: int64 (number of the data set's classes,): where each is among `columns`.
-    """
-
-    columns: np.ndarray
-    positions: np.ndarray
 
 
 class Answers(NamedTuple):

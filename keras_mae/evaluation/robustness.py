@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from keras_mae.evaluation.classification import ClassMap, EvaluationError
+from keras_mae.evaluation.class_map import ClassMap, EvaluationError
 
 
 class RobustnessSet(NamedTuple):

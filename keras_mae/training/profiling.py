@@ -1,43 +1,10 @@
 """`--profile_steps`: a trace of some steps, for TensorBoard's profiler."""
 
 import os
-from collections.abc import Sequence
 
 import tensorflow as tf
 
 from keras_mae.training.callbacks import StepCallback
-
-
-class ProfilingError(ValueError):
-    """The run has no such steps to profile."""
-
-
-def parse_profile_steps(words: Sequence[str] | None) -> tuple[int, int] | None:
-    """First and last step of `--profile_steps=100,110`; None for none.
-
-    Raises:
-        ProfilingError: anything but two steps in order.
-    """
-    if words is None:
-        return None
-    try:
-        first, last = (int(word) for word in words)
-    except ValueError:
-        first, last = 0, 0
-    if not 1 <= first <= last:
-        raise ProfilingError(
-            "profile_steps takes the first and the last step to trace, counted from 1, such as 100,110. "
-            f"Received: {','.join(words)}"
-        )
-    return first, last
-
-
-def check_profile_steps(steps: tuple[int, int] | None, total_steps: int) -> None:
-    """Raises ProfilingError if the run ends before the last of these steps."""
-    if steps is not None and steps[1] > total_steps:
-        raise ProfilingError(
-            f"profile_steps must lie within the run, which has {total_steps} steps. Received: {steps[0]},{steps[1]}"
-        )
 
 
 class Profiling(StepCallback):

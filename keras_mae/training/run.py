@@ -14,18 +14,17 @@ from keras_mae.training import run_dir as run_folder
 from keras_mae.training.checkpoint_writer import CheckpointWriter
 from keras_mae.training.checkpointing import Checkpointing
 from keras_mae.training.checkpoints import CheckpointError, Checkpoints, own_weights
-from keras_mae.training.cluster import WorkerFlags
 from keras_mae.training.data_errors import DataError, named_data_errors
 from keras_mae.training.experiment_tracker import TrackerError, WandbTracker
 from keras_mae.training.finite_loss import FiniteLoss, NonFiniteLossError
 from keras_mae.training.interruption import stop_requests
 from keras_mae.training.metrics_log import cut_back
 from keras_mae.training.optimizer import Optimizer
-from keras_mae.training.profiling import ProfilingError, check_profile_steps
 from keras_mae.training.run_log import NoLog, RunLog
+from keras_mae.training.run_options import ProfilingError, RunOptions, check_profile_steps
 from keras_mae.training.schedules import WarmupCosine
 from keras_mae.training.shared_run import check_same_step, opened, stopping_together
-from keras_mae.training.strategy import ALONE, dtype_policy, make_strategy, set_determinism, split_cpu
+from keras_mae.training.strategy import dtype_policy, make_strategy, set_determinism, split_cpu
 from keras_mae.training.trainer import Trainer
 from keras_mae.training.watching import make_best_epoch, watching_callbacks
 from keras_mae.training.workers import HostError, all_succeed, is_chief, named_host_errors, num_own_replicas
@@ -39,31 +38,6 @@ RUN_ERRORS = (
     TrackerError,
     HostError,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class RunOptions:
-    """Where and on what a run is carried out; nothing here changes what is learned beyond rounding.
-
-    Attributes:
-        run_dir: folder of recipe.json, logs, checkpoints and export.
-        strategy: as `make_strategy` takes it, and so are workers and tpu.
-        precision: "auto", "float32", "bfloat16" or "float16".
-        deterministic: "auto", "true" or "false".
-        virtual_cpus: logical devices the CPU is split into.
-        profile_steps: first and last step to trace for TensorBoard's profiler; None for none.
-        wandb_project: of Weights & Biases; None for none.
-    """
-
-    run_dir: str
-    strategy: str = "auto"
-    precision: str = "auto"
-    deterministic: str = "auto"
-    virtual_cpus: int = 1
-    profile_steps: tuple[int, int] | None = None
-    wandb_project: str | None = None
-    workers: WorkerFlags = ALONE
-    tpu: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

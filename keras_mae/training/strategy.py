@@ -12,13 +12,8 @@ import tensorflow as tf
 from keras_mae.training import slurm
 from keras_mae.training.cluster import EXAMPLE, Cluster, Summons, WorkerFlags, find_workers, gather_workers, own_gpus
 from keras_mae.training.rendezvous import MissingWorkers
+from keras_mae.training.run_options import ALONE, DETERMINISTIC, ONE_PROCESS_STRATEGIES, PRECISIONS, STRATEGIES
 from keras_mae.training.tpu import start_tpu
-
-ONE_PROCESS_STRATEGIES = ("auto", "none", "mirrored")
-STRATEGIES = (*ONE_PROCESS_STRATEGIES, "multi_worker", "tpu")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-DETERMINISTIC = ("auto", "true", "false")
-ALONE = WorkerFlags()
 
 
 def split_cpu(count: int, strategy: str) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fixtures.shard_sets import encode, write_shard_set
 
-from keras_mae.evaluation.classification import EvaluationError
+from keras_mae.evaluation.class_map import EvaluationError
 from keras_mae.evaluation.robustness import (
     ALEXNET_ERRORS,
     SETS,

@@ -15,7 +15,8 @@ from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
 from keras_mae.recipes import PretrainRecipe, peak_learning_rate, total_steps, warmup_steps
 from keras_mae.training.accumulation import accumulate
 from keras_mae.training.adamw import AdamW
-from keras_mae.training.run import RunOptions, start_devices
+from keras_mae.training.run import start_devices
+from keras_mae.training.run_options import RunOptions
 from keras_mae.training.schedules import WarmupCosine
 from keras_mae.training.trainer import Trainer
 

@@ -5,7 +5,8 @@ import types
 import pytest
 import tensorflow as tf
 
-from keras_mae.training.profiling import Profiling, ProfilingError, check_profile_steps, parse_profile_steps
+from keras_mae.training.profiling import Profiling
+from keras_mae.training.run_options import ProfilingError, check_profile_steps, parse_profile_steps
 
 
 @pytest.fixture
