@@ -17,7 +17,7 @@ _HOMES = {
     "Backbone": "keras_mae.training.backbone",
     "LARS": "keras_mae.training.lars",
     "WarmupCosine": "keras_mae.training.schedules",
-    "SavedModelLayer": "keras_mae.training.saved_model",
+    "SavedModelLayer": "keras_mae.training.saved_model_layer",
     "export": "keras_mae.training.saved_model",
     "load_encoder": "keras_mae.training.saved_model",
     "load_model": "keras_mae.training.saved_model",

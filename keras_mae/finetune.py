@@ -71,7 +71,7 @@ def main(argv):
     from keras_mae.models.freezing import freeze_encoder
     from keras_mae.run_data import open_data
     from keras_mae.training.initial_weights import fingerprint
-    from keras_mae.training.model_card import derived_card, read_card
+    from keras_mae.training.model_card import run_card
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
     from keras_mae.training.saved_model import export
     from keras_mae.training.workers import HostError, named_host_errors
@@ -90,7 +90,7 @@ def main(argv):
         path = FLAGS.encoder
         new_encoder(recipe)  # checks the sizes
         begins_with = fingerprint(open_encoder(path, recipe, positions=FLAGS.positions)) if path else "scratch"
-        card = derived_card(read_card(path), "keras_mae.finetune") if path else None
+        card = run_card("keras_mae.finetune", path, FLAGS.recipe, FLAGS.data)
         positions = FLAGS.positions
         data = open_data(FLAGS, recipe, view="train", noise=noise_features(recipe), strategy=devices.strategy)
         data.identity["encoder"] = begins_with
@@ -117,7 +117,7 @@ def main(argv):
         command="finetune",
         build_model=build_model,
         build_optimizer=lambda model, schedule: build_optimizer(model, schedule, recipe),
-        export=lambda model, folder: export(model, folder, card, data.image_dtype, classes),
+        export=lambda model, folder: export(model, folder, card, data.image_dtype, classes, options.run_dir),
         best_metric="accuracy",
     )
     with commandline.user_mistakes(*RUN_ERRORS):

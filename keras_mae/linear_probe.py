@@ -100,7 +100,7 @@ def main(argv):
     from keras_mae.models import LinearProbe
     from keras_mae.run_data import open_data
     from keras_mae.training.initial_weights import fingerprint
-    from keras_mae.training.model_card import derived_card, read_card
+    from keras_mae.training.model_card import run_card
     from keras_mae.training.run import RUN_ERRORS, Task, run, start_devices
     from keras_mae.training.saved_model import export
     from keras_mae.training.workers import HostError, named_host_errors
@@ -114,7 +114,7 @@ def main(argv):
         check_replicas(devices.strategy, recipe)
         path, positions = FLAGS.encoder, FLAGS.positions
         encoder = open_encoder(path, recipe, positions=positions)
-        card = derived_card(read_card(path), "keras_mae.linear_probe")
+        card = run_card("keras_mae.linear_probe", path, FLAGS.recipe, FLAGS.data)
         data = open_data(FLAGS, recipe, view="probe", noise={}, strategy=devices.strategy)
         data.identity["encoder"] = fingerprint(encoder)
         if recipe.cache_features:
@@ -128,7 +128,7 @@ def main(argv):
         command="linear_probe",
         build_model=build_model,
         build_optimizer=lambda model, schedule: build_optimizer(schedule, recipe),
-        export=lambda model, folder: export(model, folder, card, data.image_dtype, classes),
+        export=lambda model, folder: export(model, folder, card, data.image_dtype, classes, options.run_dir),
         best_metric="accuracy",
     )
     with commandline.user_mistakes(*RUN_ERRORS):

@@ -15,64 +15,28 @@ import os
 import pathlib
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TextIO
+from typing import Any
 
 from absl import flags
 
-from keras_mae import commandline, recipes
+from keras_mae import commandline
 from keras_mae.commandline import CommandError
-from keras_mae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PretrainRecipe, Recipe
+from keras_mae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, PretrainRecipe
 from keras_mae.recipes.probing import LINEAR_PROBE_RECIPES
 from pipeline.manifest import ShardSet, load_manifest
 from tools.ablation_report import table_text, write_report
 from tools.ablation_tables import TABLES, Row, Study, own_flags, row_commands, row_flags, row_text
 from tools.demo import last_value
 from tools.output_lock import locked
+from tools.study_flags import choose_splits, parse_flags
+from tools.study_steps import StepError, run_step, setting_differences
 
 FLAGS = flags.FLAGS
 
-# Of keras_mae.run_flags, which imports TensorFlow: all but those that name data and folders.
-RUN_FLAGS = ("strategy", "precision", "deterministic", "virtual_cpus", "max_corrupt")
-RUN_FLAGS += ("num_threads", "engine", "cache_dir", "cache_gb", "data_service", "profile_steps", "wandb_project")
-RUN_FLAGS += ("coordinator", "num_processes", "process_id", "wait_seconds", "tpu")
 OWN_FLAGS = ("recipe", "seed", "target_file")  # recipe flags that this command sets itself
-HELD_OUT_SPLITS = ("val", "held_out")
-LABELLED_SPLIT = "labelled"
-
-
-class StepError(Exception):
-    """A command of a row failed; the message is its last word."""
-
-
-def parse_flags(
-    known: Mapping[str, Recipe], name: str, words: Sequence[str], source: str
-) -> tuple[Recipe, frozenset[str]]:
-    """The recipe that words of a command line make of a named one, and the names of the flags among them.
-
-    Args:
-        known: recipes by name.
-        name: of the recipe to start from.
-        words: of the command line.
-        source: where the words come from, for the message.
-
-    Raises:
-        CommandError: there is no such recipe or flag, or a value is out of its range.
-    """
-    values = flags.FlagValues()
-    recipes.define_recipe_flags(known, default=name, flag_values=values)
-    for flag in RUN_FLAGS:
-        flags.DEFINE_string(flag, None, "", flag_values=values)
-    with commandline.user_mistakes(flags.Error):
-        rest = values(["", *words])[1:]
-    if rest:
-        raise CommandError(f"{source} has a word that is no flag: {rest[0]!r}; expected --name=value")
-    given = frozenset(flag for flag in values if values[flag].present)
-    with commandline.user_mistakes():
-        return recipes.recipe_from_flags(known, values), given
 
 
 def check_flags(study: Study) -> PretrainRecipe:
@@ -92,34 +56,6 @@ def check_flags(study: Study) -> PretrainRecipe:
     for name in sorted(given & set(OWN_FLAGS)):
         raise CommandError(f"--{name} cannot be given to every row; --recipe, --seed and --tokenizer are flags here")
     return recipe
-
-
-def choose_splits(shard_set: ShardSet, split: str | None, labels: str | None, val_split: str | None) -> dict[str, str]:
-    """The splits to pre-train on, to fine-tune on and to measure accuracy on, as fields of `Study`.
-
-    Args:
-        shard_set: must have classes.
-        split: None: train, or the only one.
-        labels: None: labelled where there is one, else `split`.
-        val_split: None: val or held_out, whichever there is.
-
-    Raises:
-        ValueError: there is no such split, or accuracy would be measured on images that are trained on.
-    """
-    if not shard_set.classes or len(shard_set.classes) < 2:
-        raise CommandError(f"{shard_set.root} has no classes, and fine-tuning needs two at least")
-    split = shard_set.split(split or ("train" if "train" in shard_set.splits else None)).name
-    labels = shard_set.split(labels or (LABELLED_SPLIT if LABELLED_SPLIT in shard_set.splits else split)).name
-    held_out = [name for name in HELD_OUT_SPLITS if name in shard_set.splits]
-    if val_split is None and not held_out:
-        raise CommandError(
-            f"{shard_set.root} has no split {' or '.join(HELD_OUT_SPLITS)} to measure accuracy on; give --val_split. "
-            f"Its splits are: {', '.join(shard_set.splits)}"
-        )
-    val_split = shard_set.split(val_split or held_out[0]).name
-    if val_split in (split, labels):
-        raise CommandError(f"--val_split={val_split} is trained on; accuracy must be measured on other images")
-    return {"split": split, "labels": labels, "val_split": val_split}
 
 
 def plan_row(study: Study, row: Row, recipe: PretrainRecipe, folder: pathlib.Path) -> dict[str, Any]:
@@ -147,48 +83,6 @@ def plan_row(study: Study, row: Row, recipe: PretrainRecipe, folder: pathlib.Pat
     return {**described, "state": "to do"}
 
 
-def run_step(words: Sequence[str]) -> None:
-    """Prints and runs a command of this project in a process of its own, which Ctrl-C asks to save and stop.
-
-    Raises:
-        StepError: it failed; it has said why.
-        KeyboardInterrupt: it, or this process, was interrupted.
-    """
-    print(f"\n$ python {shlex.join(words)}", flush=True)
-    process = subprocess.Popen(
-        [sys.executable, *words], stderr=subprocess.PIPE, text=True, errors="backslashreplace", start_new_session=True
-    )
-    with process.stderr:
-        try:
-            last = pass_on(process.stderr)
-            code = process.wait()
-        except BaseException:
-            process.terminate()
-            try:
-                pass_on(process.stderr)
-            except BaseException:  # asked once more: at once
-                process.kill()
-                raise
-            finally:
-                process.wait()
-            raise
-    if code == 130:
-        raise KeyboardInterrupt
-    if code:
-        how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
-        raise StepError(f"{words[1]}: {last.removeprefix('ERROR: ') if last else how}")
-
-
-def pass_on(stream: TextIO) -> str:
-    """Writes the lines of a stream to stderr until it ends; returns the one that says what went wrong, or the last."""
-    last = ""
-    for line in stream:
-        sys.stderr.write(line)
-        if line.startswith("ERROR: ") or (line.strip() and not last.startswith("ERROR: ")):
-            last = line.strip()
-    return last
-
-
 def read_finished(path: pathlib.Path, setting: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The finished rows of an earlier run of the same command, by name.
 
@@ -202,11 +96,7 @@ def read_finished(path: pathlib.Path, setting: Mapping[str, Any]) -> dict[str, d
     except ValueError as error:
         raise CommandError(f"{path} is damaged: {error}; remove it") from None
     finished = {row["name"]: row for row in old["rows"] if row["state"] == "finished"}
-    differences = [
-        f"{name} was {old['setting'].get(name)!r}, received {value!r}"
-        for name, value in setting.items()
-        if old["setting"].get(name) != value
-    ]
+    differences = list(setting_differences(old["setting"], setting))
     if finished and differences:
         raise CommandError(f"{path.parent} holds finished rows of another run: {'; '.join(differences)}")
     return finished

@@ -7,7 +7,8 @@
 Of run folders: curves and figures, as OUTPUT/report.html, OUTPUT/curves.png and OUTPUT/table.md. Runs that have not
 reached their end, or are still running, are marked as unfinished. Of results.json files, as `keras_mae.evaluate` writes
 them: one table with the published numbers and the commands that reproduce them, as OUTPUT/results.html and
-OUTPUT/results.md. Prints the table; what it reports on is only read.
+OUTPUT/results.md, and plots of accuracy against labels, trainable blocks and masking ratio, where results differ in
+these (labels.png, blocks.png, ratios.png). Prints the table; what it reports on is only read.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""Our results beside the published ones, for tools.report: one table, as Markdown and as an HTML page of its own.
+"""Our results beside the published ones, for tools.report: one table and plots, as Markdown and as an HTML page.
 
 What was measured here and what others published stand in columns of their own, and never mix. Results are beside a
 published row if data, protocol, method, model and figure are the same; that the pre-training was the same is not known
@@ -19,6 +19,8 @@ from keras_mae.recipes.sizes import SIZES
 from pipeline.atomic import open_atomically
 from tools.ablation_tables import TABLES, Row, row_flags
 from tools.report_page import Table, markdown
+from tools.report_transfer import measured_runs, pictures_html, transfer_notes, transfer_pictures
+from tools.transfer_panels import PANELS
 
 # Classes and validation images
 DATA_SETS = {
@@ -46,10 +48,11 @@ PAGE = """<!doctype html>
 body {{ font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; padding: 0 1rem; color: #222; }}
 div {{ overflow-x: auto; }} table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 td, th {{ padding: .3rem .8rem; border-bottom: 1px solid #ccc; text-align: left; vertical-align: top; }}
+img {{ max-width: 100%; vertical-align: top; }}
 .measured {{ background: #e3f1e3; font-weight: 600; }} .published {{ background: #eee; }} code {{ font-size: .8rem; }}
 </style>
 <h1>Results</h1>
-<p>{legend}</p>
+{pictures}<p>{legend}</p>
 <div>{table}</div>
 </html>
 """
@@ -83,7 +86,7 @@ class Measured(NamedTuple):
 
 
 def write_results_report(paths: Sequence[str | os.PathLike], output: str | os.PathLike) -> str:
-    """Writes results.md and results.html into a folder; returns the Markdown.
+    """Writes results.md, results.html and a PNG of each plot into a folder; returns the Markdown.
 
     Args:
         paths: files that keras_mae.evaluate wrote.
@@ -94,12 +97,18 @@ def write_results_report(paths: Sequence[str | os.PathLike], output: str | os.Pa
     """
     measured = [figure for path in paths for figure in measured_figures(path)]
     table = results_table(measured)
-    text = f"# Results\n\n{LEGEND}\n\n{markdown(table)}"
+    runs = measured_runs(paths)
+    pictures, notes = transfer_pictures(runs), transfer_notes(runs)
+    text = "\n\n".join(["# Results", *(f"![{PANELS[name][1]}]({name}.png)" for name in pictures), *notes, LEGEND])
+    text += f"\n\n{markdown(table)}"
+    page = results_page(table, pictures_html(pictures, notes))
     output = pathlib.Path(output)
     output.mkdir(parents=True, exist_ok=True)
-    for name, content in {"results.md": text, "results.html": results_page(table)}.items():
+    contents = {f"{name}.png": picture for name, picture in pictures.items()}
+    contents |= {"results.md": text.encode(), "results.html": page.encode()}
+    for name, content in contents.items():
         with open_atomically(output / name) as file:
-            file.write(content.encode())
+            file.write(content)
     return text
 
 
@@ -132,8 +141,13 @@ def results_table(measured: Sequence[Measured]) -> Table:
     return HEAD, rows
 
 
-def results_page(table: Table) -> str:
-    """The table as an HTML page that needs no other file."""
+def results_page(table: Table, pictures: str = "") -> str:
+    """The table as an HTML page that needs no other file.
+
+    Args:
+        table: of `results_table`.
+        pictures: HTML above it.
+    """
     head, rows = table
     classes = {MEASURED: ' class="measured"', PUBLISHED_COLUMN: ' class="published"'}
     lines = ["".join(f"<th{classes.get(i, '')}>{html.escape(cell)}</th>" for i, cell in enumerate(head))]
@@ -142,7 +156,7 @@ def results_page(table: Table) -> str:
         cells[HEAD.index("command")] = f"<code>{cells[HEAD.index('command')]}</code>"
         lines.append("".join(f"<td{classes.get(i, '')}>{cell}</td>" for i, cell in enumerate(cells)))
     table_text = "<table>" + "".join(f"<tr>{line}</tr>\n" for line in lines) + "</table>"
-    return PAGE.format(legend=html.escape(LEGEND), table=table_text)
+    return PAGE.format(pictures=pictures and f"{pictures}\n", legend=html.escape(LEGEND), table=table_text)
 
 
 def _split_figures(results: dict) -> Iterator[tuple[str, str, str]]:

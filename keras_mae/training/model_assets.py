@@ -12,10 +12,17 @@ INSIDE = "assets.extra"
 
 
 def write_asset(folder: pathlib.Path, name: str, text: str) -> None:
-    """Writes the file into a model's folder, also into a `saved_model` in the folder, if there is one."""
-    for place in (folder, folder / "saved_model" / INSIDE):
-        if place.is_dir():
-            write_text(place / name, text)
+    """Writes the file into a model's folder, also into a `saved_model` in the folder, if there is one.
+
+    Args:
+        folder: of the model; of a SavedModel itself, the file goes where its assets are.
+        name: of the file.
+        text: its content.
+    """
+    for place in (folder, folder / "saved_model"):
+        inside = place / INSIDE if (place / "saved_model.pb").exists() else place
+        if inside.is_dir():
+            write_text(inside / name, text)
 
 
 def find_asset(path: str | os.PathLike, name: str) -> pathlib.Path | None:

@@ -1,7 +1,8 @@
-"""The card beside a model: where its weights came from and under which licence. It travels to what is made of them.
+"""The card beside a model: what it is, how it was trained, where its weights came from and under which licence.
 
 A card is a dict of JSON values with at least `source_license`: `card.json`, written and found by `model_assets`, with a
-README.md made from it beside it.
+README.md made from it beside it. It travels to what is made of the weights, as `began_with`. Imports neither Keras nor
+TensorFlow.
 """
 
 import json
@@ -10,9 +11,12 @@ import pathlib
 
 from keras_mae.training.atomic import write_text
 from keras_mae.training.model_assets import find_asset, write_asset
+from keras_mae.training.run_dir import read_description
 
 NAME = "card.json"
 UNKNOWN = "unknown"
+FROM_SCRATCH = "none: trained from scratch"
+BEGAN_WITH = "began_with"
 NOTE = """\
 The licence of the software that wrote these files does not cover the weights: they stay under the licence of their
 source, and so does what is trained from them. Where it says "unknown", nobody has said; ask the source before use.
@@ -46,20 +50,87 @@ def read_card(path: str | os.PathLike) -> dict | None:
     return content
 
 
-def derived_card(card: dict | None, made_by: str) -> dict | None:
-    """The card of a model that began with another's weights: under the same licence. None where that has no card.
+def derived_card(card: dict | None, made_by: str) -> dict:
+    """The card of a model that began with another's weights: under the same licence, as far as it is known.
 
     Args:
-        card: of the model that it began with.
+        card: of the model that it began with; None: that has none.
         made_by: command that trained it.
     """
-    return card and {"source_license": card["source_license"], "made_by": made_by, "began_with": card}
+    if card is None:
+        return {"source_license": UNKNOWN, "made_by": made_by}
+    return {"source_license": card["source_license"], "made_by": made_by, BEGAN_WITH: card}
+
+
+def run_card(made_by: str, path: str | os.PathLike | None, recipe: str, data: str | os.PathLike) -> dict:
+    """What a run's card says before anything is trained.
+
+    Args:
+        made_by: command that trains.
+        path: of the model that it begins with; None: none, it trains from scratch.
+        recipe: name of the recipe, or its file.
+        data: folder of the shard set. Of both the names are kept, without the folders that they lie in.
+
+    Raises:
+        CardError: the card of the model at `path` is damaged.
+    """
+    names = {"recipe": pathlib.Path(recipe).name, "shard_set": pathlib.Path(data).resolve().name}
+    if path is None:
+        return {"source_license": FROM_SCRATCH, "made_by": made_by, **names}
+    return {**derived_card(read_card(path), made_by), **names}
+
+
+def run_facts(run: dict) -> dict:
+    """What a card says of how long and on what a model was trained.
+
+    Args:
+        run: recipe.json of its run.
+    """
+    steps, batch_size, data = run["total_steps"], run["recipe"]["batch_size"], run["data"]
+    epochs = steps * batch_size / data["samples"]
+    trained = {"steps": steps, "batch_size": batch_size, "epochs": round(epochs, 3), "seed": run["recipe"]["seed"]}
+    if "mask_ratio" in run["recipe"]:
+        trained["mask_ratio"] = run["recipe"]["mask_ratio"]
+    return {"training": trained, "data": data}
+
+
+def measured_in_training(run_dir: pathlib.Path, best: bool) -> dict:
+    """What the run itself measured on its validation split with the exported weights; {} for nothing.
+
+    Args:
+        run_dir: run folder.
+        best: whether the weights are those of its highest validation accuracy, and not those of the last step.
+    """
+    figures: dict[int, dict] = {}
+    log = run_dir / "metrics.jsonl"
+    for line in log.read_text().splitlines() if log.is_file() else ():
+        row = json.loads(line)
+        measured = {name: value for name, value in row.items() if name.startswith("val_")}
+        if measured:
+            figures.setdefault(row["step"], {"step": row["step"]}).update(measured)
+    run = read_description(run_dir) or {}
+    step = run.get("total_steps")
+    if best and figures:
+        step = max(figures, key=lambda step: (figures[step].get("val_accuracy", -1), -step))
+    return {"measured_in_training": figures[step]} if step in figures else {}
 
 
 def _readme(card: dict) -> str:
-    facts = [f"- {name}: {value}" for name, value in card.items() if not isinstance(value, dict)]
-    began_with = card.get("began_with")
+    parts = ["# Model card", _as_list({name: value for name, value in card.items() if not isinstance(value, dict)})]
+    for name, section in card.items():
+        if isinstance(section, dict) and name != BEGAN_WITH:
+            parts += [f"## {name}", _as_list(section)]
+    began_with, chain = card.get(BEGAN_WITH), []
     while began_with:
-        facts.append("- began with: " + ", ".join(f"{k} {v}" for k, v in began_with.items() if not isinstance(v, dict)))
-        began_with = began_with.get("began_with")
-    return "# Model card\n\n" + "\n".join(facts) + "\n\n" + NOTE
+        chain.append("- began with: " + ", ".join(f"{k} {v}" for k, v in began_with.items() if not isinstance(v, dict)))
+        began_with = began_with.get(BEGAN_WITH)
+    if chain:
+        parts.append("\n".join(chain))
+    if card["source_license"] != FROM_SCRATCH:
+        parts.append(NOTE.strip())
+    return "\n\n".join(parts) + "\n"
+
+
+def _as_list(values):
+    shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
+    return "\n".join(f"- {name}: {value}" for name, value in shown.items())

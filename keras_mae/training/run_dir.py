@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 from keras_mae.recipes.durations import INTERVALS, names_of
 from keras_mae.training.atomic import write_text
+from keras_mae.training.model_assets import INSIDE
 
 NAME = "recipe.json"
 
@@ -87,9 +88,14 @@ def read_description(run_dir: pathlib.Path) -> dict | None:
 
 
 def description_above(path: pathlib.Path) -> dict | None:
-    """The description of the run that a path lies in: a run folder, its export, or a model in there."""
-    for folder in (path, *path.resolve().parents[:3]):
-        description = read_description(folder)
+    """The description of the run that a path lies in: a run folder, its export, or a model in there.
+
+    A SavedModel has its run's description inside, and an export folder has such a SavedModel, wherever it was copied.
+    """
+    parent, *above = path.resolve().parents[:3]
+    places = (path, path / INSIDE, path / "saved_model" / INSIDE, parent, parent / "saved_model" / INSIDE, *above)
+    for place in places:
+        description = read_description(place)
         if description is not None:
             return description
     return None

@@ -19,12 +19,18 @@ import tensorflow as tf
 from keras_mae.layers.position_resize import position_table_of_grid
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
 from keras_mae.training.class_names import write_class_names
-from keras_mae.training.model_card import write_card
+from keras_mae.training.model_assets import write_asset
+from keras_mae.training.model_card import measured_in_training, run_facts, write_card
+from keras_mae.training.run_dir import NAME as RECIPE
+from keras_mae.training.run_dir import read_description
+from keras_mae.training.signatures import SignatureOptions, model_facts, save_signatures
 
 # What the loaders of Keras and TensorFlow raise for files that are cut, mixed up, or of another kind.
 LOAD_ERRORS = (ValueError, OSError, TypeError, LookupError, zipfile.BadZipFile, tf.errors.OpError)
 STRUCTURE = pathlib.Path("assets.extra", "keras_mae.json")
-IMAGE_DTYPES = ("uint8", "uint16")
+NOT_DECAYED = ("class_token", "position_embedding/table")  # beside tensors of one dimension
+BEST = "best"  # folder of the weights of a run's best epoch
+DEFAULT = SignatureOptions()
 
 
 class SavedModelError(ValueError):
@@ -37,6 +43,7 @@ def export(
     card: dict | None = None,
     image_dtype: str = "uint8",
     classes: Sequence[str] | None = None,
+    run_dir: str | os.PathLike | None = None,
 ) -> None:
     """Writes `NAME.keras` and `saved_model/` as a whole: the folder appears under its name when all is written.
 
@@ -46,16 +53,17 @@ def export(
     Args:
         model: a `VisionTransformer`, a `Classifier` or a `MaskedAutoencoder`.
         folder: an older export there is replaced.
-        card: where the weights came from, for `card.json` and README.md beside them (see `model_card`); None for none.
+        card: where the weights came from, for `card.json` and README.md beside them (see `model_card`), which get what
+            is known of model and run, too; None for none.
         image_dtype: of the images that it was trained on: what the SavedModel takes, whose signature has one type. The
             Keras models take either.
         classes: names of a classifier's classes, for `classes.json` (see `class_names`); None for none.
+        run_dir: run folder that it comes from: its recipe.json goes into the SavedModel; None for none.
 
     Raises:
-        ValueError: another type.
+        ValueError: another type, or names for another number of classes.
     """
-    if image_dtype not in IMAGE_DTYPES:
-        raise ValueError(f"image_dtype must be one of {', '.join(IMAGE_DTYPES)}. Received: {image_dtype!r}")
+    options = SignatureOptions(image_dtype, classes=classes)
     folder = pathlib.Path(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
@@ -65,9 +73,15 @@ def export(
     if isinstance(model, MaskedAutoencoder):
         model = model.encoder
         model.save(partial / f"{model.name}.keras")
-    write_saved_model(model, partial / "saved_model", image_dtype)
+    write_saved_model(model, partial / "saved_model", options)
+    run = None if run_dir is None else read_description(pathlib.Path(run_dir))
+    if run is not None:
+        write_asset(partial / "saved_model", RECIPE, json.dumps(run, indent=2) + "\n")
     if card is not None:
-        write_card(partial, card)
+        facts = model_facts(model, options)
+        if run is not None:
+            facts |= run_facts(run) | measured_in_training(pathlib.Path(run_dir), best=folder.name == BEST)
+        write_card(partial, {**card, **facts})
     if classes is not None:
         write_class_names(partial, classes)
     shutil.rmtree(folder, ignore_errors=True)
@@ -82,40 +96,46 @@ def copy_with_dtype(model, dtype):
     return copy
 
 
-def write_saved_model(model, folder: pathlib.Path, image_dtype: str) -> None:
-    """Writes a SavedModel with signature `features` (and `classify` for a classifier) of one input `image`.
+def write_saved_model(model, folder: pathlib.Path, options: SignatureOptions = DEFAULT) -> None:
+    """Writes a SavedModel with the signatures that `signatures.make_signatures` gives the model.
 
-    `features` gives `class_token` (batch, D), `patch_mean` (batch, D) and `tokens` (batch, 1 + num_patches, D);
-    `classify` gives `logits` and `probabilities` (batch, num_classes). All are differentiable.
+    Args:
+        model: in float32, as `load_model` is to give it, whatever the precision of the SavedModel.
+        folder: does not exist yet.
+        options: of its signatures.
     """
-    encoder = model.encoder if isinstance(model, Classifier) else model
-    spec = tf.TensorSpec((None, *encoder.image_size, encoder.channels), image_dtype, name="image")
-
-    def features(image):
-        tokens = encoder(image, training=False)  # (B, N+1, D)
-        return {
-            "class_token": tokens[:, 0],
-            "patch_mean": tf.reduce_mean(tokens[:, 1:], axis=1),
-            "tokens": tokens,
-        }
-
-    def classify(image):
-        logits = model(image, training=False)  # (B, num_classes)
-        return {"logits": logits, "probabilities": tf.nn.softmax(logits)}
-
-    archive = keras.export.ExportArchive()
-    archive.track(model)
-    archive.add_endpoint("features", features, input_signature=[spec])
-    if isinstance(model, Classifier):
-        archive.add_endpoint("classify", classify, input_signature=[spec])
-    archive.write_out(str(folder), verbose=False)
+    served = model if options.precision == "float32" else copy_with_dtype(model, options.precision)
+    save_signatures(served, folder, options)
     structure = {
         "model": keras.saving.serialize_keras_object(model),
         "variables": [_relative_path(model, v) for v in model.variables],
+        **variable_groups(model),
     }
     path = folder / STRUCTURE
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(structure, indent=1) + "\n")
+
+
+def variable_groups(model) -> dict:
+    """How fine-tuning treats each of `model.variables`, for those who have a SavedModel but not its layers.
+
+    Returns:
+        `layers`: numbers as layer-wise decay counts them: 0 for class token, positions and patch embedding, j + 1 for
+        block j, depth + 1 for what follows the blocks. `decayed`: whether AdamW's weight decay acts on it (not on
+        biases, norms, class token and positions). `head_layer`: depth + 1, the number of a new head.
+    """
+    encoder = model if isinstance(model, VisionTransformer) else model.encoder
+    top = encoder.depth + 1
+    layers = {id(v): 0 for v in encoder.variables}
+    for j, block in enumerate(encoder.blocks):
+        layers.update({id(v): j + 1 for v in block.variables})
+    if encoder.final_norm:
+        layers.update({id(v): top for v in encoder.norm.variables})
+    return {
+        "layers": [layers.get(id(v), top) for v in model.variables],
+        "decayed": [len(v.shape) > 1 and not v.path.endswith(NOT_DECAYED) for v in model.variables],
+        "head_layer": top,
+    }
 
 
 def load_model(path: str | os.PathLike):
@@ -230,38 +250,6 @@ def assign_weights(arrays: Mapping[str, np.ndarray], target, ignore: Sequence[st
         variable.assign(given[name])
 
 
-class SavedModelLayer(keras.layers.TFSMLayer):
-    """A SavedModel as a trainable Keras layer.
-
-    `keras.layers.TFSMLayer` keeps variable names such as `kernel:0`, from which Keras optimizers with slots (Adam)
-    cannot make names of their own; here the names lose the colon. In a model give it a `keras.Input` of the dtype that
-    the SavedModel takes: uint8, or uint16 of a model that was trained on such arrays.
-
-    Args:
-        filepath: the SavedModel folder.
-        call_endpoint: endpoint to call, "features" or "classify".
-        trainable: whether its variables train.
-    """
-
-    def __init__(self, filepath, call_endpoint="features", trainable=True, name=None, dtype=None):
-        super().__init__(str(filepath), call_endpoint=call_endpoint, trainable=trainable, name=name, dtype=dtype)
-
-    def _add_existing_weight(self, weight):
-        variable = keras.Variable(
-            initializer=weight,
-            shape=weight.shape,
-            trainable=weight.trainable,
-            dtype=weight.dtype,
-            name=weight.name.replace("/", "_").replace(":", "_"),
-        )
-        self._track_variable(variable)
-
-    def get_config(self):
-        config = super().get_config()
-        config.pop("call_training_endpoint")
-        return config
-
-
 def _load_keras(path: pathlib.Path):
     try:
         return keras.saving.load_model(path, compile=False)
@@ -281,7 +269,7 @@ def _load_saved_model(folder: pathlib.Path):
         loaded = tf.saved_model.load(str(folder)).variables
         arrays = dict(zip(structure["variables"], loaded, strict=True))
         for name, variable in named_weights(model).items():
-            variable.assign(arrays[name])
+            variable.assign(tf.cast(arrays[name], variable.dtype))
     except LOAD_ERRORS as error:
         raise SavedModelError(f"{folder} is damaged: {error}") from error
     return model

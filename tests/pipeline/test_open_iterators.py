@@ -193,7 +193,9 @@ def interrupt(shard_set, engine):
         process.kill()
         raise
     assert process.returncode == -signal.SIGINT
-    assert shown.splitlines()[-1] == "KeyboardInterrupt" and shown.count("Traceback") == 1, shown
+    # Not the tracebacks are counted: TensorFlow may be in the middle of an exception of its own.
+    assert shown.splitlines()[-1] == "KeyboardInterrupt" and shown.count("KeyboardInterrupt") == 1, shown
+    assert "Exception in thread" not in shown and "Exception ignored" not in shown, shown
 
 
 def test_ctrl_c_ends_an_iterator(shard_set):

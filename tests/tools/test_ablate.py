@@ -24,11 +24,12 @@ import tools
 from keras_mae.recipes import PRETRAIN_RECIPES
 from pipeline.sources import FolderSource
 from tools import ablate, ablation_report
-from tools.ablate import RUN_FLAGS, StepError, pass_on, run_step
 from tools.ablation_report import draw_table, notes, standard_error, table_text
 from tools.ablation_tables import TABLES, Study, pca_components, row_commands, row_flags
 from tools.shard_plan import ShardOptions
 from tools.sharding import make_shards
+from tools.study_flags import RUN_FLAGS
+from tools.study_steps import StepError, pass_on, run_step
 
 run = functools.partial(run_command, ablate)
 

@@ -10,15 +10,17 @@ import tensorflow as tf
 from fixtures.tiny_vit import TINY_VIT
 
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
+from keras_mae.training.model_card import FROM_SCRATCH, measured_in_training, read_card, run_card
+from keras_mae.training.run_dir import description_above
 from keras_mae.training.saved_model import (
     STRUCTURE,
     SavedModelError,
-    SavedModelLayer,
     export,
     load_encoder,
     load_model,
     named_weights,
 )
+from keras_mae.training.saved_model_layer import SavedModelLayer
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +134,65 @@ def test_a_classifier_has_both_signatures(tmp_path, halves):
     for form in ("classifier.keras", "saved_model"):
         rebuilt = load_model(tmp_path / "export" / form)
         np.testing.assert_allclose(rebuilt(images), classifier(images), rtol=1e-5, atol=1e-6)
+
+
+RUN = {
+    "command": "finetune",
+    "recipe": {"resize_size": 9, "batch_size": 8, "seed": 0},
+    "data": {"split": "train", "samples": 16, "fingerprint": "abc"},
+    "total_steps": 6,
+}
+LOG = (
+    {"step": 3, "loss": 1.0},
+    {"step": 3, "val_loss": 0.5, "val_accuracy": 0.75},
+    {"step": 6, "val_loss": 0.25, "val_accuracy": 0.5},
+    {"step": 6, "val_knn_accuracy": 0.125},
+)
+
+
+@pytest.fixture(scope="module")
+def run_dir(exported, tmp_path_factory):
+    """A run folder with the recipe, the log and the export of a run."""
+    folder = tmp_path_factory.mktemp("run_dir")
+    (folder / "recipe.json").write_text(json.dumps(RUN))
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LOG))
+    card = run_card("keras_mae.finetune", None, "vit_tiny", "/data/halves")
+    export(exported[1], folder / "export", card, run_dir=folder)
+    return folder
+
+
+def test_a_saved_model_says_which_run_made_it_wherever_it_is_copied(run_dir, tmp_path):
+    shutil.copytree(run_dir / "export" / "saved_model", tmp_path / "alone")
+    shutil.copytree(run_dir / "export", tmp_path / "whole")
+    for path in ("alone", "whole", "whole/saved_model", "whole/encoder.keras"):
+        assert description_above(tmp_path / path) == RUN
+        assert read_card(tmp_path / path)["shard_set"] == "halves"
+    assert description_above(tmp_path) is None
+
+
+def test_the_card_of_a_run_says_what_was_trained_how_long_and_how_good_it_became(run_dir):
+    card = read_card(run_dir / "export")
+    assert (card["source_license"], card["recipe"]) == (FROM_SCRATCH, "vit_tiny")
+    assert card["training"] == {"steps": 6, "batch_size": 8, "epochs": 3.0, "seed": 0}
+    assert card["data"] == RUN["data"]
+    measured = {"step": 6, "val_loss": 0.25, "val_accuracy": 0.5, "val_knn_accuracy": 0.125}
+    assert card["measured_in_training"] == measured
+    assert measured_in_training(run_dir, best=True)["measured_in_training"] == {
+        "step": 3,
+        "val_loss": 0.5,
+        "val_accuracy": 0.75,
+    }
+    readme = (run_dir / "export" / "README.md").read_text()
+    assert "## training" in readme and "- epochs: 3.0" in readme and "licence of the software" not in readme
+
+
+def test_the_licence_travels_to_what_is_trained_further(run_dir, tmp_path):
+    card = {"source_license": "CC BY-NC 4.0", "source": "weights.pth"}
+    (tmp_path / "card.json").write_text(json.dumps(card))
+    derived = run_card("keras_mae.finetune", tmp_path, "vit_tiny", "/data/halves")
+    assert (derived["source_license"], derived["began_with"]) == ("CC BY-NC 4.0", card)
+    (tmp_path / "card.json").unlink()
+    assert run_card("keras_mae.finetune", tmp_path, "vit_tiny", "x")["source_license"] == "unknown"
 
 
 def test_a_model_of_uint16_arrays_takes_them_as_saved_model(tmp_path, tiny_encoder, halves):
