@@ -1,10 +1,11 @@
 # `make demo` and `make test` need Python 3.11+ and make, nothing else: the first one to run makes .venv.
 PYTHON ?= python3
+ADDONS_PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: demo test parity timm beam slow lint clean
+.PHONY: demo test parity timm beam addons slow lint clean
 
 demo: $(INSTALLED)
 	$(BIN)/python -m tools.demo
@@ -38,6 +39,15 @@ beam: .venv-beam/installed
 	.venv-beam/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,beam]"
 	@touch $@
 
+# The tests run in $(VENV) and start TensorFlow 2.15 with tensorflow-addons, which Keras 3 cannot be installed with.
+addons: $(INSTALLED) .venv-addons/installed
+	$(BIN)/python -m pytest -m addons
+
+.venv-addons/installed: examples/addons_requirements.txt
+	test -x .venv-addons/bin/python || $(ADDONS_PYTHON) -m venv .venv-addons
+	.venv-addons/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	@touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 
@@ -52,4 +62,4 @@ $(VENV)/installed-parity: $(INSTALLED)
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-beam .venv-timm *.egg-info pipeline/__pycache__
+	rm -rf $(VENV) .venv-addons .venv-beam .venv-timm *.egg-info pipeline/__pycache__

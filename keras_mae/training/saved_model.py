@@ -19,6 +19,7 @@ import tensorflow as tf
 from keras_mae.layers.position_resize import position_table_of_grid
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
 from keras_mae.training.class_names import write_class_names
+from keras_mae.training.layer_decay import layer_numbers
 from keras_mae.training.model_assets import write_asset
 from keras_mae.training.model_card import measured_in_training, run_facts, write_card
 from keras_mae.training.run_dir import NAME as RECIPE
@@ -120,21 +121,14 @@ def variable_groups(model) -> dict:
     """How fine-tuning treats each of `model.variables`, for those who have a SavedModel but not its layers.
 
     Returns:
-        `layers`: numbers as layer-wise decay counts them: 0 for class token, positions and patch embedding, j + 1 for
-        block j, depth + 1 for what follows the blocks. `decayed`: whether AdamW's weight decay acts on it (not on
+        `layers`: as `layer_numbers` counts them. `decayed`: whether AdamW's weight decay acts on it (not on
         biases, norms, class token and positions). `head_layer`: depth + 1, the number of a new head.
     """
     encoder = model if isinstance(model, VisionTransformer) else model.encoder
-    top = encoder.depth + 1
-    layers = {id(v): 0 for v in encoder.variables}
-    for j, block in enumerate(encoder.blocks):
-        layers.update({id(v): j + 1 for v in block.variables})
-    if encoder.final_norm:
-        layers.update({id(v): top for v in encoder.norm.variables})
     return {
-        "layers": [layers.get(id(v), top) for v in model.variables],
+        "layers": layer_numbers(model),
         "decayed": [len(v.shape) > 1 and not v.path.endswith(NOT_DECAYED) for v in model.variables],
-        "head_layer": top,
+        "head_layer": encoder.depth + 1,
     }
 
 
