@@ -93,10 +93,10 @@ def read_finished(path: pathlib.Path, setting: Mapping[str, Any]) -> dict[str, d
         return {}
     try:
         old = json.loads(path.read_text())
-    except ValueError as error:
-        raise CommandError(f"{path} is damaged: {error}; remove it") from None
-    finished = {row["name"]: row for row in old["rows"] if row["state"] == "finished"}
-    differences = list(setting_differences(old["setting"], setting))
+        finished = {row["name"]: row for row in old["rows"] if row["state"] == "finished"}
+        differences = list(setting_differences(old["setting"], setting))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise CommandError(f"{path} is damaged: {error!r}; remove it") from None
     if finished and differences:
         raise CommandError(f"{path.parent} holds finished rows of another run: {'; '.join(differences)}")
     return finished

@@ -17,7 +17,10 @@ from tools.transfer_plan import PROBED, SCRATCH, TUNED
 from tools.transfer_plots import draw_panels
 
 RUN_LEVELS = 2  # folders from RUN/evaluation/SPLIT up to RUN
-FOOT = "Dots: runs; lines: their means; bars: from least to largest of two, standard deviation of more."
+FOOT = (
+    "Dots: runs, whatever their learning rates and lengths; lines: their means; bars: from least to largest of two, "
+    "standard deviation of more."
+)
 
 
 def measured_runs(paths: Sequence[str | os.PathLike]) -> list[Measured]:
@@ -61,12 +64,11 @@ def pretraining(path: str | os.PathLike, results: dict) -> dict:
             card = (read_card(place) or {}).get("began_with")
         except CardError:
             continue
-        found = {}
-        while card:  # the last one is that of pre-training
+        while card:  # another fine-tuning may come first, and behind pre-training what that went on from
             found = card.get("training") or {}
+            if "mask_ratio" in found:
+                return found
             card = card.get("began_with")
-        if found:
-            return found
     return {}
 
 
@@ -75,6 +77,8 @@ def _about(results: dict, encoder: dict) -> str:
     structure, data = results["structure"], pathlib.Path(results["data"]).name
     size = "/".join(str(structure[name]) for name in ("embed_dim", "depth", "num_heads"))
     known = f"{data} {results['split']}, ViT {size}"
+    if pathlib.Path(results["model"]).parts[-2:] == ("export", "best"):
+        known += ", best epoch"
     if "mask_ratio" in encoder:
         return f"{known}, encoder of {encoder['steps']:,} steps of {encoder['batch_size']:,}"
     return f"{known}, encoder {results['run']['data'].get('encoder', 'unknown')[:8]}"

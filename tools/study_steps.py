@@ -1,10 +1,15 @@
 """What studies of many trainings share: each step is a command of this project, in a process of its own."""
 
+import ctypes
+import os
 import shlex
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TextIO
+
+PR_SET_PDEATHSIG = 1  # of Linux' prctl: the signal that a process gets when its parent is gone
 
 
 class StepError(Exception):
@@ -14,13 +19,20 @@ class StepError(Exception):
 def run_step(words: Sequence[str]) -> None:
     """Prints and runs a command of this project in a process of its own, which Ctrl-C asks to save and stop.
 
+    On Linux it does not outlive this process, however that ends: started again, a study has its folders to itself.
+
     Raises:
         StepError: it failed; it has said why.
         KeyboardInterrupt: it, or this process, was interrupted.
     """
     print(f"\n$ python {shlex.join(words)}", flush=True)
     process = subprocess.Popen(
-        [sys.executable, *words], stderr=subprocess.PIPE, text=True, errors="backslashreplace", start_new_session=True
+        [sys.executable, *words],
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="backslashreplace",
+        start_new_session=True,
+        preexec_fn=_end_with_parent(),
     )
     with process.stderr:
         try:
@@ -41,6 +53,20 @@ def run_step(words: Sequence[str]) -> None:
     if code:
         how = f"ended by signal {-code}" if code < 0 else f"exit code {code}"
         raise StepError(f"{words[1]}: {last.removeprefix('ERROR: ') if last else how}")
+
+
+def _end_with_parent():
+    # What the child runs before it becomes the command. Everything is loaded before the fork.
+    if not sys.platform.startswith("linux"):
+        return None
+    prctl, parent = ctypes.CDLL(None).prctl, os.getpid()
+
+    def ask():
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before
+            os._exit(1)
+
+    return ask
 
 
 def pass_on(stream: TextIO) -> str:

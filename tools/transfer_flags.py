@@ -1,5 +1,6 @@
 """What the flags of tools.transfer_study ask for, checked before anything runs."""
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,14 +8,18 @@ from typing import Any
 from absl import flags
 
 from keras_mae.commandline import CommandError
-from keras_mae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES
+from keras_mae.recipes import FINETUNE_RECIPES, PRETRAIN_RECIPES, Recipe
 from keras_mae.recipes.probing import LINEAR_PROBE_RECIPES
+from pipeline.locations import is_url
 from pipeline.manifest import ShardSet
 from tools.study_flags import choose_splits, parse_flags
-from tools.transfer_plan import PARTS, Recipes, Study, scratch_words
+from tools.transfer_plan import PARTS, Recipes, Study, rows_of, scratch_words
 
 # Recipe flags that this command sets itself.
 OWN_FLAGS = ("recipe", "seed", "from_scratch", "trainable_blocks")
+LENGTHS = ("epochs", "steps", "images")
+# What fine-tuning and probes must share with the encoder that they are given.
+ENCODER_FIELDS = ("patch_size", "channels", "embed_dim", "depth", "num_heads")
 
 
 def parse_numbers(
@@ -77,7 +82,9 @@ def make_study(values: flags.FlagValues, shard_set: ShardSet) -> tuple[Study, Re
         scratch_flags=tuple(scratch),
         probe_flags=(*shared, *probe),
     )
-    return study, check_flags(study)
+    recipes = check_flags(study)
+    check_amounts(study, shard_set)
+    return study, recipes
 
 
 def check_flags(study: Study) -> Recipes:
@@ -93,9 +100,50 @@ def check_flags(study: Study) -> Recipes:
     _, of_scratch = parse_flags(FINETUNE_RECIPES, recipe, study.scratch_flags, "--scratch_flags")
     for name in sorted((given | of_finetune | of_probe | of_scratch) & set(OWN_FLAGS)):
         raise CommandError(f"--{name} cannot be given to every training; the study has --recipe, --seeds and --parts")
-    parse_flags(FINETUNE_RECIPES, recipe, (*study.finetune_flags, *own, *study.scratch_flags), "--scratch_flags")
+    for name in sorted(of_scratch & set(LENGTHS)):
+        raise CommandError(f"--{name} is not for --scratch_flags: --scratch_length says how long these trainings are")
+    words = (*study.finetune_flags, *own, *study.scratch_flags)
+    scratch, _ = parse_flags(FINETUNE_RECIPES, recipe, words, "--scratch_flags")
+    check_encoder(pretrain, finetune, "--finetune_flags")
+    if "ratios" in study.parts:
+        check_encoder(pretrain, probe, "--probe_flags")
     if "blocks" in study.parts:
         for blocks in study.trainable_blocks:
             words = (*study.finetune_flags, f"--trainable_blocks={blocks:g}")
             parse_flags(FINETUNE_RECIPES, study.recipe, words, "--finetune_flags")
-    return Recipes(pretrain, finetune, probe)
+    return Recipes(pretrain, finetune, scratch, probe)
+
+
+def check_encoder(pretrain: Recipe, other: Recipe, source: str) -> None:
+    """Raises CommandError unless another recipe is for encoders of pre-training's structure.
+
+    Args:
+        pretrain: recipe of pre-training.
+        other: recipe of what starts from its encoder.
+        source: flags that `other` is of, for the message.
+    """
+    for name in ENCODER_FIELDS:
+        ours, theirs = getattr(other, name), getattr(pretrain, name)
+        if ours != theirs:
+            raise CommandError(
+                f"{name} is {theirs} in pre-training and {ours} with {source}; give --{name} in --shared_flags"
+            )
+
+
+def check_amounts(study: Study, shard_set: ShardSet) -> None:
+    """Raises CommandError if a length has no end, or a share of the labels cannot be chosen."""
+    for name in ("least_epochs", "scratch_length"):
+        if not math.isfinite(getattr(study, name)):
+            raise CommandError(f"--{name} takes a finite number; received {getattr(study, name)}")
+    fraction = min(row.fraction for row in rows_of(study))
+    images, classes = shard_set.splits[study.split].samples, len(shard_set.classes)
+    if fraction < 1 and is_url(study.data):
+        raise CommandError(
+            f"--data={study.data} is a URL, and shares of the labels are copied from a local folder; copy the shard "
+            "set first, or measure with all labels: --fractions=1"
+        )
+    if fraction < 1 and round(fraction * images) < classes:
+        raise CommandError(
+            f"{fraction:g} of {images:,} labels is less than one for each of {classes:,} classes; give larger "
+            "--fractions and --blocks_fraction"
+        )

@@ -1,4 +1,4 @@
-"""Which accuracies of a transfer study make a line: those that differ in nothing but a place on the axis and the seed.
+"""Which accuracies of a transfer study make a line: of one protocol, data set and model, at different places.
 
 For the plots and tables of tools.transfer_study and tools.report: accuracy against labels, trainable blocks (the
 paper's Figure 9) and masking ratio (Figure 5), beside what the paper published.
@@ -106,19 +106,30 @@ def published_series(name: str) -> list[Series]:
     return []
 
 
-def _own_series(name: str, measured: Sequence[Measured]) -> list[Series]:
+def shown_in_panels(measured: Sequence[Measured]) -> set[Measured]:
+    """The accuracies that some panel shows."""
+    series = (points for name in PANELS for points in _groups(name, measured).values())
+    return {one for points in series for alike in points.values() for one in alike}
+
+
+def _groups(name: str, measured: Sequence[Measured]) -> dict[Measured, dict[float | None, list[Measured]]]:
+    # What differs in nothing but the place on the axis and the seed, by the place: two of them at least.
     axis = PANELS[name][0]
-    groups: dict[Measured, dict[float | None, list[float]]] = {}
+    groups: dict[Measured, dict[float | None, list[Measured]]] = {}
     for one in measured:
         if one.protocol in PROTOCOLS[name] and not (axis == "mask_ratio" and one.mask_ratio is None):
             group = one._replace(**{axis: 0}, seed=0, accuracy=0)
-            groups.setdefault(group, {}).setdefault(getattr(one, axis), []).append(one.accuracy)
-    groups = {group: points for group, points in groups.items() if len(points) > 1}
+            groups.setdefault(group, {}).setdefault(getattr(one, axis), []).append(one)
+    return {group: points for group, points in groups.items() if len(points) > 1}
+
+
+def _own_series(name: str, measured: Sequence[Measured]) -> list[Series]:
+    groups = _groups(name, measured)
     return [
         Series(
             _label(name, group, list(groups)),
             group.protocol,
-            {place: points[place] for place in sorted(points, key=_order)},
+            {place: [one.accuracy for one in points[place]] for place in sorted(points, key=_order)},
         )
         for group, points in groups.items()
     ]

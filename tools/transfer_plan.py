@@ -32,7 +32,7 @@ class Study:
         split: to pre-train on; its labels are what `fractions` are of.
         val_split: split to measure accuracy on.
         least_epochs: a fine-tuning shorter than so many passes over its labelled images is made so long.
-        scratch_length: training from scratch is so many times as long as fine-tuning.
+        scratch_length: training from scratch sees so many times the images that fine-tuning sees.
         pretrain_flags: words for every keras_mae.pretrain.
         finetune_flags: words for every keras_mae.finetune.
         scratch_flags: more words for those from scratch.
@@ -72,6 +72,7 @@ class Recipes:
 
     pretrain: PretrainRecipe
     finetune: FinetuneRecipe
+    scratch: FinetuneRecipe
     probe: LinearProbeRecipe
 
 
@@ -229,19 +230,21 @@ def _finetune_step(
     study: Study, recipes: Recipes, sizes: Sizes, folder: pathlib.Path, row: Row, needs: tuple[str, ...]
 ) -> Step:
     data, split = labelled_data(study, folder, row)
+    trained = recipes.scratch if row.protocol == SCRATCH else recipes.finetune
     steps = finetune_steps(study, recipes.finetune, num_labels(sizes, row))
     if row.protocol == SCRATCH:
-        steps = math.ceil(study.scratch_length * steps)
+        # In images: the paper's batches from scratch are four times those of fine-tuning.
+        steps = math.ceil(study.scratch_length * (recipes.finetune.batch_size / trained.batch_size) * steps)
         recipe, own = scratch_words(study)
         own += study.scratch_flags
     else:
         recipe, own = study.recipe, (f"--encoder={pretrained_folder(folder, row) / 'export' / 'saved_model'}",)
         own += () if row.trainable_blocks is None else (f"--trainable_blocks={row.trainable_blocks:g}",)
     images = recipes.finetune.images is not None  # which goes with no --steps
-    length = f"--images={steps * recipes.finetune.batch_size}" if images else f"--steps={steps}"
+    length = f"--images={steps * trained.batch_size}" if images else f"--steps={steps}"
     words = ("-m", "keras_mae.finetune", *study.finetune_flags, *_shared(study, recipe, row), *own)
     words += (f"--data={data}", f"--split={split}", length, f"--run_dir={folder / row.name}")
-    work = finetune_work(recipes.finetune, row.trainable_blocks, steps)
+    work = finetune_work(trained, row.trainable_blocks, steps)
     return Step(name=row.name, words=words, output=folder / row.name / "export", work=work, needs=needs)
 
 

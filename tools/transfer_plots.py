@@ -72,7 +72,8 @@ def draw_panel(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_minor_locator(NullLocator())
     axes.set_xticks([places[tick] for tick in ticks], [tick_text(panel, tick) for tick in ticks])
     axes.margins(x=0.08)
-    axes.set_ylim(*_limits([value for series in panel.series for values in series.points.values() for value in values]))
+    points = [values for series in panel.series for values in series.points.values()]
+    axes.set_ylim(*_limits([end for values in points for end in (*values, *spread(values))]))
     axes.set(title=title, xlabel=label, ylabel="top-1 accuracy, %")
     axes.legend(lines, [series.label for series in panel.series], **LEGEND)
 
@@ -85,16 +86,13 @@ def _places(name: str, ticks: Sequence[float | None]) -> dict[float | None, floa
 def _draw_series(axes: Axes, series: Series, places: dict[float | None, float], color: str) -> Line2D:
     means = [statistics.mean(values) for values in series.points.values()]
     at = [places[place] for place in series.points]
-    ends = [spread(values) for values in series.points.values()]
-    bars = [
-        [mean - low for mean, (low, _) in zip(means, ends, strict=True)],
-        [high - mean for mean, (_, high) in zip(means, ends, strict=True)],
-    ]
     line = axes.plot(at, means, color=color, linewidth=1.6, label=series.label)[0]
-    if any(len(values) > 1 for values in series.points.values()):
-        axes.errorbar(at, means, yerr=bars, fmt="none", ecolor=color, elinewidth=1, capsize=5)
-    for place, values in zip(at, series.points.values(), strict=True):
+    for place, mean, values in zip(at, means, series.points.values(), strict=True):
         axes.plot([place] * len(values), values, "o", color=color, markersize=5, alpha=0.6, markeredgewidth=0)
+        if len(values) > 1:  # the spread of one is not 0, but unknown
+            low, high = spread(values)
+            bar = [[mean - low], [high - mean]]
+            axes.errorbar(place, mean, yerr=bar, fmt="none", ecolor=color, elinewidth=1, capsize=5)
     return line
 
 
@@ -114,6 +112,6 @@ def foot_text(measured: Sequence[Measured], held_out: int) -> str:
     """What must be known to read the pictures: what bars are, and how exact an accuracy can be."""
     seeds = len({one.seed for one in measured})
     bars = {1: "One seed: no spread is known", 2: "Dots: two seeds; bars: from the one to the other"}
-    text = bars.get(seeds, f"Dots: {seeds} seeds; bars: their standard deviation; lines: means")
+    text = bars.get(seeds, f"Dots: {seeds} seeds; bars: standard deviation, of two the ends; lines: means")
     error = standard_error(90, held_out)
     return f"{text}. An accuracy of 90% on {held_out:,} images has a standard error of {error:.2f} points."

@@ -1,5 +1,6 @@
 """How tools.transfer_study shows a study: results.json, tables in Markdown, and a figure."""
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -7,7 +8,7 @@ from typing import Any
 
 from pipeline.atomic import open_atomically
 from tools.ablation_report import standard_error
-from tools.transfer_panels import PANELS, Measured, Panel, cell_text, make_panels, table_rows
+from tools.transfer_panels import PANELS, Measured, Panel, cell_text, make_panels, shown_in_panels, table_rows
 from tools.transfer_plan import PROBED, SCRATCH
 from tools.transfer_plots import draw_panels, foot_text
 
@@ -28,10 +29,13 @@ def write_report(folder: str | os.PathLike, results: Mapping[str, Any], with_fig
         return
     with open_atomically(os.path.join(folder, "table.md"), durable=False) as file:
         file.write(table_text(results).encode())
-    measured = measured_in(results)
+    measured, picture = measured_in(results), os.path.join(folder, "transfer.png")
     if panels := make_panels(measured, results["num_images"]):
-        with open_atomically(os.path.join(folder, "transfer.png"), durable=False) as file:
+        with open_atomically(picture, durable=False) as file:
             file.write(draw_panels(panels, foot_text(measured, results["num_held_out"])))
+    else:
+        with contextlib.suppress(FileNotFoundError):
+            os.remove(picture)  # of what was measured before, and is not asked for now
 
 
 def measured_in(results: Mapping[str, Any]) -> list[Measured]:
@@ -53,11 +57,10 @@ def measured_in(results: Mapping[str, Any]) -> list[Measured]:
 def table_text(results: Mapping[str, Any]) -> str:
     """The tables as Markdown, with what must be known to read them."""
     measured = measured_in(results)
-    panels = make_panels(measured, results["num_images"])
     lines = ["# Transfer study", ""]
-    for panel in panels:
+    for panel in make_panels(measured, results["num_images"]):
         lines += [*_panel_lines(panel), ""]
-    lines += [*_single_lines(measured, panels), *(f"- {note}" for note in notes(results, measured))]
+    lines += [*_single_lines(measured), *(f"- {note}" for note in notes(results, measured))]
     return "\n".join(lines) + "\n"
 
 
@@ -73,18 +76,13 @@ def _panel_lines(panel: Panel) -> list[str]:
     return [*lines, *(f"| {' | '.join([place, *cells])} |" for place, cells in table_rows(panel))]
 
 
-def _single_lines(measured: list[Measured], panels: list[Panel]) -> list[str]:
+def _single_lines(measured: list[Measured]) -> list[str]:
     """A table of what is in no panel, having but one place on each axis."""
-    shown = {
-        (series.protocol, tuple(values))
-        for panel in panels
-        for series in panel.series
-        for values in series.points.values()
-    }
-    groups: dict[Measured, list[float]] = {}
+    shown = shown_in_panels(measured)
+    rest: dict[Measured, list[float]] = {}
     for one in measured:
-        groups.setdefault(one._replace(seed=0, accuracy=0), []).append(one.accuracy)
-    rest = {group: values for group, values in groups.items() if (group.protocol, tuple(values)) not in shown}
+        if one not in shown:
+            rest.setdefault(one._replace(seed=0, accuracy=0), []).append(one.accuracy)
     if not rest:
         return []
     lines = ["| training | labels | masking ratio | accuracy |", "| --- | --- | --- | --- |"]
@@ -112,8 +110,8 @@ def notes(results: Mapping[str, Any], measured: list[Measured]) -> list[str]:
     ]
     if any(one.protocol == SCRATCH for one in measured):
         lines.append(
-            f"From scratch: {setting['scratch_length']:g} times the steps of the fine-tuning, the same augmentation. "
-            "Fine-tuned accuracies have had the pre-training's steps beside that."
+            f"From scratch: {setting['scratch_length']:g} times the images of the fine-tuning. Fine-tuned "
+            "accuracies have had those of the pre-training beside that."
         )
     if any(one.protocol == PROBED for one in measured):
         lines.append("Linear probes: on all labels, and on features of images that are not augmented.")

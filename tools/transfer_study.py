@@ -141,8 +141,9 @@ def estimate_text(steps: Sequence[Step], records: Mapping[str, Any]) -> str:
         counts[step.module] = counts.get(step.module, 0) + 1
     listed = ", ".join(f"{count} {module}" for module, count in counts.items())
     time_left = datetime.timedelta(seconds=round(seconds_left(steps, records)))
-    how = "by those that are done" if records else "on two CPU cores; corrected as steps are done"
-    done = f"{len(steps) - len(to_do)} of {len(steps)} steps are done. " if records else ""
+    num_done = len(steps) - len(to_do)
+    how = "by those that are done" if num_done else "on two CPU cores; corrected as steps are done"
+    done = f"{num_done} of {len(steps)} steps are done. " if num_done else ""
     return f"{done}To do: {listed}. About {time_left} ({how})" if to_do else f"All {len(steps)} steps are done"
 
 
@@ -198,12 +199,12 @@ def define_flags() -> None:
         "least_epochs", 10, "Passes over its labelled images that a fine-tuning makes at least.", lower_bound=0
     )
     flags.DEFINE_float(
-        "scratch_length", 3, "Length of training from scratch, in lengths of the fine-tuning.", lower_bound=1
+        "scratch_length", 3, "Images that a training from scratch sees for each of its fine-tuning.", lower_bound=1
     )
     flags.DEFINE_string("shared_flags", "", 'Flags for all trainings, such as "--precision=bfloat16".')
     flags.DEFINE_string("pretrain_flags", "", 'Flags for all pre-trainings, such as "--epochs=10".')
     flags.DEFINE_string("finetune_flags", "", 'Flags for all fine-tunings and from scratch, such as "--steps=400".')
-    flags.DEFINE_string("scratch_flags", "", "More flags for trainings from scratch.")
+    flags.DEFINE_string("scratch_flags", "", "More flags for trainings from scratch, but for their length.")
     flags.DEFINE_string("probe_flags", "", "Flags for all linear probes; they have --cache_features.")
 
 

@@ -288,9 +288,10 @@ def test_other_settings_do_not_mix_with_finished_rows(shards, tmp_path, training
     assert not trainings.words and (tmp_path / "1a" / "results.json").read_bytes() == before
 
 
-def test_a_damaged_file_of_results_is_named(shards, tmp_path, trainings, capsys):
+@pytest.mark.parametrize("content", ["{", "[]", '{"rows": [{}]}'])
+def test_a_damaged_file_of_results_is_named(shards, tmp_path, trainings, capsys, content):
     (tmp_path / "1a").mkdir()
-    (tmp_path / "1a" / "results.json").write_text("{")
+    (tmp_path / "1a" / "results.json").write_text(content)
     assert run("--table=1a", f"--data={shards}", f"--output={tmp_path}") == 1
     assert "results.json is damaged" in capsys.readouterr().err and not trainings.words
 

@@ -10,7 +10,7 @@ from fixtures.commands import run_command
 from matplotlib.figure import Figure
 from PIL import Image
 
-from keras_mae.evaluation.results_file import write_results
+from keras_mae.evaluation.results_file import read_results, write_results
 from tools import report
 from tools.report_transfer import measured_runs, pretraining, transfer_notes
 from tools.shard_figures import STYLE
@@ -115,9 +115,17 @@ def test_the_spread_is_that_of_two_and_the_standard_deviation_of_more():
 
 
 def test_the_bars_are_the_spread():
-    axes = draw(make_panels([tuned(100, 70), tuned(100, 74, seed=1), tuned(200, 80), tuned(200, 90, seed=1)])[0])
+    measured = [tuned(100, 70), tuned(100, 74, seed=1), tuned(200, 80), tuned(200, 90, seed=1), tuned(300, 99)]
+    axes = draw(make_panels(measured)[0])  # one seed has no bar
     bars = [segment.tolist() for collection in axes.collections for segment in collection.get_segments()]
     assert bars == [[[100, 70], [100, 74]], [[200, 80], [200, 90]]]
+
+
+def test_no_bar_ends_outside_the_panel():
+    measured = [tuned(100, accuracy, seed=seed) for seed, accuracy in enumerate((70, 80, 80))]
+    axes = draw(make_panels([*measured, tuned(200, 75)])[0])
+    # mean 76.7, standard deviation 5.8: more than the largest
+    assert axes.get_ylim()[1] > 82.4
 
 
 def test_the_picture_has_a_column_for_each_panel():
@@ -174,6 +182,12 @@ def test_results_of_any_runs_say_where_they_are_drawn(tmp_path):
 def test_the_ratio_is_found_beside_results_that_have_moved(tmp_path):
     path = write_run(tmp_path / "a", labels=100, accuracy=0.5, ratio=0.6)
     assert pretraining(path, {"model": "runs/gone"})["mask_ratio"] == 0.6
+    # a fine-tuned model that was fine-tuned again, of a pre-training that went on from published weights
+    published = {"source_license": "x"}
+    chain = {"training": {"mask_ratio": 0.6}, "began_with": published}
+    card = {"source_license": "x", "began_with": {"training": {"steps": 5}, "began_with": chain}}
+    (tmp_path / "a" / "export" / "card.json").write_text(json.dumps(card))
+    assert pretraining(path, {"model": "runs/gone"}) == {"mask_ratio": 0.6}
     (tmp_path / "a" / "export" / "card.json").write_text("{")
     assert pretraining(path, {"model": "runs/gone"}) == {}
 
@@ -191,6 +205,18 @@ def test_runs_of_other_encoders_do_not_mix(tmp_path):
     assert lines({"ratio": 0.75}, {"ratio": 0.5}) == [2]
     assert lines({"ratio": 0.75}, {"ratio": 0.75, "steps": 20}) == [2]
     assert lines({}, {}) == []  # who knows
+
+
+def test_the_best_epoch_and_the_last_do_not_mix(tmp_path):
+    paths = [write_run(tmp_path / str(n), labels=n, accuracy=0.5, ratio=0.75) for n in (100, 200)]
+    for path in list(paths):
+        results = read_results(path)
+        results |= {"model": f"{results['model']}/export/best", "accuracy": 0.9}
+        paths.append(path.replace("/val/", "/val-best/"))
+        write_results(paths[-1], results)
+    (labels,) = make_panels(measured_runs(paths))
+    assert [list(series.points.values()) for series in labels.series] == [[[50], [50]], [[90], [90]]]
+    assert ", best epoch," in labels.series[1].label
 
 
 def test_the_report_has_the_plots_in_its_page(tmp_path, capsys):

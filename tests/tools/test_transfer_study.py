@@ -193,6 +193,14 @@ def test_a_length_in_images_stays_one(shards, tmp_path, commands):
     assert lengths == ["--images=640", "--images=640", "--images=640", "--images=1920"]
 
 
+def test_from_scratch_sees_so_many_times_the_images_whatever_the_batch(shards, tmp_path, commands):
+    base = ("--recipe=vit_base", "--seeds=0", "--parts=labels", "--fractions=1", "--least_epochs=0")
+    assert run(f"--data={shards}", f"--output={tmp_path}", *base, "--finetune_flags=--steps=400") == 0
+    # 400 batches of 1,024, three times; vit_base_scratch has batches of 4,096
+    scratch = commands.words[3]
+    assert "--recipe=vit_base_scratch" in scratch and scratch[-2] == "--steps=300"
+
+
 @pytest.mark.parametrize("stop_after", range(8))
 def test_a_study_goes_on_after_any_step(stop_after, shards, tmp_path, commands):
     command = (f"--data={shards}", f"--output={tmp_path}", *SHORT)
@@ -227,8 +235,20 @@ def test_accuracies_are_those_of_the_results(shards, tmp_path, commands, capsys)
     assert "| all | 85.0% (80.0 to 90.0) |" in text and "| 1 | 65.0% (60.0 to 70.0) |" in text
     assert "| from scratch | 20 | - | 55.0% (50.0 to 60.0) |" in text
     # sqrt(.9 x .1 / 10) = .0949
-    assert "9.49 at 90%" in text and "3 times the steps of the fine-tuning" in text
+    assert "9.49 at 90%" in text and "3 times the images of the fine-tuning" in text
     assert (tmp_path / "transfer.png").read_bytes() == b"drawn"
+
+
+def test_an_accuracy_in_no_panel_is_told_though_another_is_the_same():
+    def row(labels, ratio):
+        shared = {"protocol": TUNED, "trainable_blocks": None, "seed": 0, "state": "finished", "accuracy_percent": 91.3}
+        return {**shared, "num_labels": labels, "mask_ratio": ratio, "name": f"{labels}"}
+
+    setting = {"recipe": "digits", "split": "train", "val_split": "val", "scratch_length": 3}
+    rows = [row(100, 0.75), row(400, 0.75), row(4000, 0.5)]
+    text = table_text({"rows": rows, "setting": setting, "num_images": 4000, "num_held_out": 1000})
+    assert "| 400 = 10% | 91.3% |" in text and "| fine-tuned | 4,000 | 50% | 91.3% |" in text
+    assert "| fine-tuned | 400 |" not in text
 
 
 def test_a_failed_step_is_named_and_the_others_go_on(shards, tmp_path, commands, capsys):
@@ -251,7 +271,9 @@ def test_what_is_measured_may_grow_and_shrink(shards, tmp_path, commands):
     assert run(*command, *SHORT[:-1], "--trainable_blocks=1,2", "--seeds=0") == 0
     assert [step.split()[0] for step in commands.steps] == ["finetune", "evaluate"]
     commands.words = []
+    assert (tmp_path / "transfer.png").exists()
     assert run(*command, "--seeds=0", "--parts=labels", "--fractions=.5") == 0 and not commands.words
+    assert not (tmp_path / "transfer.png").exists()  # one place on each axis: the old picture shows another study
     assert run(*command, *SHORT) == 0 and not commands.words  # what was left out of a table is not lost
 
 
@@ -290,7 +312,7 @@ def test_another_study_in_the_same_folder_is_refused(arguments, sentence, shards
 @pytest.mark.parametrize("content", ["{", "[]", '{"rows": []}', '{"steps": {"a": {}}, "setting": {}}'])
 def test_a_file_that_is_no_study_is_named(content, shards, tmp_path, commands, capsys):
     (tmp_path / "results.json").write_text(content)
-    assert run(f"--data={shards}", f"--output={tmp_path}") == 1
+    assert run(f"--data={shards}", f"--output={tmp_path}", *SHORT) == 1
     assert "holds no transfer study, or a damaged one" in capsys.readouterr().err and not commands.words
 
 
@@ -316,6 +338,12 @@ def test_a_file_that_is_no_study_is_named(content, shards, tmp_path, commands, c
         (["--probe_flags=more"], "--probe_flags has a word that is no flag"),
         (["--scratch_flags=--layer_decay=2"], "layer_decay must be at least 0 and at most 1"),
         (["--pretrain_flags='"], "No closing quotation"),
+        (["--least_epochs=inf", *SHORT], "--least_epochs takes a finite number; received inf"),
+        (["--scratch_length=nan", *SHORT], "--scratch_length takes a finite number; received nan"),
+        (["--scratch_flags=--epochs=9"], "--epochs is not for --scratch_flags: --scratch_length says how long"),
+        (["--fractions=.025,1"], "0.025 of 40 labels is less than one for each of 2 classes"),
+        (["--pretrain_flags=--depth=2"], "depth is 2 in pre-training and 4 with --finetune_flags"),
+        (["--probe_flags=--depth=2"], "depth is 4 in pre-training and 2 with --probe_flags"),
     ],
 )
 def test_a_mistake_of_a_study_is_one_sentence(arguments, sentence, shards, tmp_path, commands, capsys):
@@ -335,6 +363,8 @@ def test_the_estimate_counts_commands_and_learns_from_those_that_are_done(shards
     assert re.search(r"\[8/8] seed0/fine_tuned\S+/evaluation; about 0:00:\d\d left in all", out)
     assert run(f"--data={shards}", f"--output={tmp_path}", *SHORT) == 0
     assert capsys.readouterr().out.startswith("All 8 steps are done")
+    assert run(f"--data={shards}", f"--output={tmp_path}", *SHORT, "--seeds=5") == 0
+    assert capsys.readouterr().out.startswith("To do: 1 keras_mae.pretrain")  # nothing of this one is done
 
 
 def test_the_time_left_is_work_over_the_speed_that_was_seen():
