@@ -11,6 +11,7 @@ whole numbers from 0. Augmentation is left to you.
 import argparse
 import json
 import pathlib
+import zipfile
 
 import numpy as np
 import tensorflow as tf
@@ -97,7 +98,7 @@ def open_saved_model(folder):
     try:
         structure = json.loads((folder / "assets.extra" / "keras_mae.json").read_text())
         backbone = tf.saved_model.load(str(folder))
-    except (OSError, ValueError, tf.errors.OpError) as error:
+    except (OSError, ValueError, LookupError, tf.errors.OpError) as error:
         raise SystemExit(f"{folder} is no whole SavedModel of keras_mae: {error}") from None
     if "layers" not in structure:
         raise SystemExit(f"{folder} does not name groups of variables: export the model anew.")
@@ -110,14 +111,17 @@ def read_images(path, spec):
     """Images and labels of an .npz file."""
     try:
         with np.load(path) as file:
-            images, labels = file["images"], file["labels"].astype("int32")
-    except (OSError, ValueError, KeyError) as error:
+            images, labels = file["images"], file["labels"]
+    except (OSError, ValueError, TypeError, KeyError, zipfile.BadZipFile) as error:
         raise SystemExit(f"{path} is no .npz file with images and labels: {error}") from None
     if images.dtype != spec.dtype.as_numpy_dtype or not spec.shape.is_compatible_with(images.shape):
         raise SystemExit(f"{path} holds {images.dtype} {images.shape}; the model takes {spec.dtype.name} {spec.shape}.")
-    if len(labels) != len(images) or len(labels) == 0 or labels.min() < 0:
-        raise SystemExit(f"{path} has {len(images)} images and {len(labels)} labels; every image needs one, from 0 on.")
-    return images, labels
+    if labels.shape != (len(images),) or labels.dtype.kind not in "iu" or len(labels) == 0 or labels.min() < 0:
+        raise SystemExit(
+            f"{path} has {len(images)} images and labels {labels.dtype} {labels.shape}; every image needs a whole "
+            "number from 0 on."
+        )
+    return images, labels.astype("int32")
 
 
 def accuracy(model, images, labels, batch_size):

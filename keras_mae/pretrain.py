@@ -19,6 +19,7 @@ from keras_mae import commandline, recipes
 from keras_mae.recipe_display import define_display_flags, display
 from keras_mae.recipes.pretraining import PRETRAIN_NOTES
 from keras_mae.run_flags import POSITIONS, define_run_flags, run_options
+from keras_mae.training.model_card import NAME as CARD
 
 FLAGS = flags.FLAGS
 
@@ -89,12 +90,15 @@ def find_target_file(recipe, run_dir):
 
 
 def keep_target_file(path, kept):
-    """Copies the target's file into the run folder, so that the run can be rebuilt without the original."""
-    if path != kept:
-        kept.parent.mkdir(exist_ok=True)
-        temporary = kept.with_name(kept.name + ".tmp")
-        shutil.copyfile(path, temporary)
-        os.replace(temporary, kept)
+    """Copies the target's file, and the card beside it, into the run folder, which then does without the original."""
+    if path == kept:
+        return
+    kept.parent.mkdir(exist_ok=True)
+    for source, copy in ((path.with_name(CARD), kept.with_name(CARD)), (path, kept)):
+        if source.is_file():
+            temporary = copy.with_name(copy.name + ".tmp")
+            shutil.copyfile(source, temporary)
+            os.replace(temporary, copy)
 
 
 def load_run(run_dir):
@@ -170,7 +174,7 @@ def main(argv):
         has_classes = bool(pipeline.load_manifest(FLAGS.data).classes)
         evaluations = knn_evaluations(recipe, data, has_classes, devices.strategy)
         init, positions = FLAGS.init, FLAGS.positions
-        card = run_card("keras_mae.pretrain", init, FLAGS.recipe, FLAGS.data)
+        card = run_card("keras_mae.pretrain", init, FLAGS.recipe, FLAGS.data, target_file)
         if init:
             load_initial_weights(model, init, positions)  # also checks that they fit
             data.identity["init"] = fingerprint(model)

@@ -46,7 +46,7 @@ def compare(export: pathlib.Path, images: np.ndarray) -> dict[str, float]:
 def main(argv):
     from keras_mae.training.data_errors import DataError, named_data_errors
     from keras_mae.training.run_dir import description_above
-    from keras_mae.training.saved_model import load_model
+    from keras_mae.training.saved_model import LOAD_ERRORS, load_model
 
     export = pathlib.Path(FLAGS.export)
     with commandline.user_mistakes(ValueError, DataError), named_data_errors():
@@ -61,7 +61,10 @@ def main(argv):
             encoder.channels,
             description["recipe"]["resize_size"] if description else None,
         )
-    differences = compare(export, images)
+    try:
+        differences = compare(export, images)
+    except LOAD_ERRORS as error:
+        raise commandline.CommandError(f"{export / 'saved_model'} cannot be compared: {error}") from error
     shown = ", ".join(f"{name} {value:.1e}" for name, value in differences.items())
     equal = max(differences.values()) <= TOLERANCE
     print(

@@ -28,19 +28,44 @@ def open_model(path, reconstruct):
         ValueError: there is no such model.
     """
     from keras_mae.models import MaskedAutoencoder
-    from keras_mae.training.run_dir import read_description
     from keras_mae.training.saved_model import load_model
 
     if not reconstruct:
         model = load_model(path)
         return model.encoder if isinstance(model, MaskedAutoencoder) else model
-    if (read_description(path) or {}).get("command") == "pretrain":
+    if is_pretraining(path):
         from keras_mae.pretrain import load_run  # brings the whole pipeline
 
         return with_random_masks(load_run(path))
     from tools.reconstruct import open_model as open_autoencoder
 
     return with_random_masks(open_autoencoder(path))
+
+
+def is_pretraining(path):
+    """Whether it is the folder of a pre-training run."""
+    from keras_mae.training.run_dir import read_description
+
+    return (read_description(path) or {}).get("command") == "pretrain"
+
+
+def card_of_checkpoint(known, run, run_dir):
+    """The card of a run's newest checkpoint, which may be of another step than the run's end and its export.
+
+    Figures stay if they are of this step, and of weights that are no averages: a checkpoint's own are not.
+
+    Args:
+        known: card of the export.
+        run: recipe.json of the run.
+        run_dir: the run folder.
+    """
+    from keras_mae.training.checkpoints import Checkpoints
+    from keras_mae.training.model_card import run_facts
+
+    step = Checkpoints(run_dir / "checkpoints").newest()[0]["step"]
+    if known.get("measured_in_training", {}).get("step") != step or run["recipe"].get("ema_decay"):
+        known = {name: value for name, value in known.items() if name != "measured_in_training"}
+    return {**known, **run_facts({**run, "total_steps": step})}
 
 
 def with_random_masks(model):
@@ -160,6 +185,7 @@ def write(model, options, output, card, run):
     from keras_mae.training.run_dir import NAME
     from keras_mae.training.saved_model import write_saved_model
 
+    output = output.resolve()  # "." has no name
     partial = output.with_name(output.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -187,7 +213,9 @@ def main(argv):
             model = with_drop_path(model, FLAGS.drop_path_rate)
         encoder = getattr(model, "encoder", model)
         image_dtype = FLAGS.image_dtype or known.get("image", {}).get("dtype", "uint8")
-        resize_size = FLAGS.resize_size or (run["recipe"]["resize_size"] if run else None)
+        resize_size = FLAGS.resize_size
+        if resize_size is None and run:
+            resize_size = run["recipe"]["resize_size"]
         options = SignatureOptions(
             image_dtype,
             FLAGS.precision,
@@ -197,7 +225,11 @@ def main(argv):
             FLAGS.drop_path_rate is not None,
         )
         make_signatures(model, options)  # checks that all fits
-    card = {**known, **(run_facts(run) if run else {}), **model_facts(model, options)}
+        if FLAGS.reconstruct and is_pretraining(path):
+            known = card_of_checkpoint(known, run, path)
+        elif run:
+            known = {**known, **run_facts(run), **known}  # the run may have gone on since its export
+    card = {**known, **model_facts(model, options)}
     write(model, options, output, card, run)
     size = sum(file.stat().st_size for file in output.rglob("*") if file.is_file())
     print(

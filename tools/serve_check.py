@@ -21,6 +21,7 @@ from tools.serving_requests import JSON_DTYPES, RequestError, format_response, p
 FLAGS = flags.FLAGS
 
 TAG = "serve"
+DEFAULT = "serving_default"  # signature of requests that name none
 ROWS = 3  # of a request that is tried
 FREE_SIDE = 48  # where a signature leaves a dimension open, such as the height of images to be resized
 
@@ -64,6 +65,20 @@ def read_signatures(folder: pathlib.Path) -> dict[str, Signature]:
         for name, signature in sorted(served[0].signature_def.items())
         if signature.inputs
     }
+
+
+def load(folder: pathlib.Path):
+    """What TensorFlow loads of a SavedModel.
+
+    Raises:
+        CommandError: it is damaged, or needs what is not here.
+    """
+    import tensorflow as tf
+
+    try:
+        return tf.saved_model.load(str(folder), tags=[TAG])
+    except (ValueError, OSError, LookupError, tf.errors.OpError) as error:
+        raise commandline.CommandError(f"{folder} cannot be loaded: {error}") from error
 
 
 def _tensors(infos) -> dict[str, Tensor]:
@@ -162,25 +177,23 @@ def main(argv):
     folder = pathlib.Path(FLAGS.saved_model)
     signatures = read_signatures(folder)
     wanted = FLAGS.signature
-    if wanted is not None and wanted not in signatures:
-        raise commandline.CommandError(f"There is no signature {wanted!r}. Expected one of: {', '.join(signatures)}")
+    requested = wanted or (DEFAULT if FLAGS.write_request else None)
+    if requested is not None and requested not in signatures:
+        raise commandline.CommandError(f"There is no signature {requested!r}. Expected one of: {', '.join(signatures)}")
 
-    import tensorflow as tf
-
-    with commandline.user_mistakes(ValueError, OSError, tf.errors.OpError):
-        loaded = tf.saved_model.load(str(folder), tags=[TAG])
+    loaded = load(folder)
     print(f"{folder}: tag {TAG}, signatures {', '.join(signatures)}")
-    failed = False
+    found = {}
     for name in [wanted] if wanted else signatures:
         print(f"\n{describe(name, signatures[name])}")
-        found = faults(name, signatures[name], loaded.signatures[name])
-        print("\n".join(f"  FAULT: {fault}" for fault in found) or "  served in rows and whole")
-        failed |= bool(found)
+        found[name] = faults(name, signatures[name], loaded.signatures[name])
+        print("\n".join(f"  FAULT: {fault}" for fault in found[name]) or "  served in rows and whole")
     if FLAGS.write_request:
-        name = wanted or "serving_default"
-        body = request_body(name, example_inputs(signatures[name], 1), "instances")
+        if found[requested]:
+            raise commandline.CommandError(f"{FLAGS.write_request} is not written: {requested} has faults.")
+        body = request_body(requested, example_inputs(signatures[requested], 1), "instances")
         pathlib.Path(FLAGS.write_request).write_text(body)
-    return 1 if failed else 0
+    return 1 if any(found.values()) else 0
 
 
 def define_flags():

@@ -62,22 +62,36 @@ def derived_card(card: dict | None, made_by: str) -> dict:
     return {"source_license": card["source_license"], "made_by": made_by, BEGAN_WITH: card}
 
 
-def run_card(made_by: str, path: str | os.PathLike | None, recipe: str, data: str | os.PathLike) -> dict:
+def run_card(
+    made_by: str,
+    path: str | os.PathLike | None,
+    recipe: str,
+    data: str | os.PathLike,
+    target_file: str | os.PathLike | None = None,
+) -> dict:
     """What a run's card says before anything is trained.
+
+    What learns to predict the output of a published tokenizer stays under the tokenizer's licence.
 
     Args:
         made_by: command that trains.
         path: of the model that it begins with; None: none, it trains from scratch.
         recipe: name of the recipe, or its file.
         data: folder of the shard set. Of both the names are kept, without the folders that they lie in.
+        target_file: what makes the target of pre-training, such as a tokenizer; None for none.
 
     Raises:
-        CardError: the card of the model at `path` is damaged.
+        CardError: the card of the model at `path`, or the one beside `target_file`, is damaged.
     """
-    names = {"recipe": pathlib.Path(recipe).name, "shard_set": pathlib.Path(data).resolve().name}
-    if path is None:
-        return {"source_license": FROM_SCRATCH, "made_by": made_by, **names}
-    return {**derived_card(read_card(path), made_by), **names}
+    scratch = {"source_license": FROM_SCRATCH, "made_by": made_by}
+    card = scratch if path is None else derived_card(read_card(path), made_by)
+    card |= {"recipe": pathlib.Path(recipe).name, "shard_set": pathlib.Path(data).resolve().name}
+    target = None if target_file is None else read_card(target_file)
+    if target is not None:
+        card["target"] = target
+        if path is None:
+            card["source_license"] = target["source_license"]
+    return card
 
 
 def run_facts(run: dict) -> dict:
@@ -128,7 +142,8 @@ def _readme(card: dict) -> str:
         parts.append("\n".join(chain))
     if card["source_license"] != FROM_SCRATCH:
         parts.append(NOTE.strip())
-    return "\n\n".join(parts) + "\n"
+    text = "\n\n".join(parts) + "\n"
+    return text.encode(errors="backslashreplace").decode()  # a folder's name need not be valid text
 
 
 def _as_list(values):

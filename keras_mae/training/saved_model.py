@@ -53,7 +53,7 @@ def export(
 
     Args:
         model: a `VisionTransformer`, a `Classifier` or a `MaskedAutoencoder`.
-        folder: an older export there is replaced.
+        folder: an older export there is replaced; no other folder is.
         card: where the weights came from, for `card.json` and README.md beside them (see `model_card`), which get what
             is known of model and run, too; None for none.
         image_dtype: of the images that it was trained on: what the SavedModel takes, whose signature has one type. The
@@ -62,10 +62,11 @@ def export(
         run_dir: run folder that it comes from: its recipe.json goes into the SavedModel; None for none.
 
     Raises:
-        ValueError: another type, or names for another number of classes.
+        ValueError: another type, names for another number of classes, or the folder holds something else.
     """
     options = SignatureOptions(image_dtype, classes=classes)
     folder = pathlib.Path(folder)
+    _check_replaceable(folder)
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -85,8 +86,13 @@ def export(
         write_card(partial, {**card, **facts})
     if classes is not None:
         write_class_names(partial, classes)
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(partial, folder)
+    _replace_folder(folder, partial)
+
+
+def _check_replaceable(folder: pathlib.Path) -> None:
+    # Not to remove a folder of the user's that was named by mistake.
+    if folder.exists() and not (folder.is_dir() and (not any(folder.iterdir()) or any(folder.glob("*.keras")))):
+        raise SavedModelError(f"{folder} exists and is no export of a model; name another folder, or remove it.")
 
 
 def copy_with_dtype(model, dtype):
@@ -267,6 +273,16 @@ def _load_saved_model(folder: pathlib.Path):
     except LOAD_ERRORS as error:
         raise SavedModelError(f"{folder} is damaged: {error}") from error
     return model
+
+
+def _replace_folder(folder: pathlib.Path, new: pathlib.Path) -> None:
+    """Puts a whole folder in place of an old one, which is moved away first: a kill leaves no half of it there."""
+    old = folder.with_name(folder.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _with_dtype(config: dict, dtype) -> dict:

@@ -177,6 +177,7 @@ def _classify(model, prepare, classes):
     names = [str(number) for number in range(model.num_classes)] if classes is None else list(classes)
     if len(names) != model.num_classes:
         raise ValueError(f"The model knows {model.num_classes} classes. Received: {len(names)} names")
+    texts = [name.encode(errors="backslashreplace") for name in names]  # a folder's name need not be valid text
 
     def classify(image):
         logits = tf.cast(model(prepare(image), training=False), "float32")  # (B, num_classes)
@@ -185,7 +186,7 @@ def _classify(model, prepare, classes):
         return {
             "logits": logits,
             "probabilities": probabilities,
-            "top5_names": tf.gather(tf.constant(names), best.indices),
+            "top5_names": tf.gather(tf.constant(texts), best.indices),
             "top5_classes": best.indices,
             "top5_probabilities": best.values,
         }

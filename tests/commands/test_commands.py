@@ -12,6 +12,7 @@ from keras_mae import evaluate, finetune, pretrain
 from keras_mae.models import DiscreteVAE
 from keras_mae.models.pca_file import PatchPCA
 from keras_mae.training.metrics_log import read_rows
+from keras_mae.training.model_card import read_card
 from keras_mae.training.saved_model import load_encoder, load_model
 from tools import check_saved_model, reconstruct
 
@@ -150,9 +151,11 @@ def test_a_run_on_tokens_is_rebuilt_with_its_tokenizer(halves_set, tmp_path):
     tokenizer = DiscreteVAE(channels=1, num_codes=8, hidden_dim=4, blocks_per_group=1, code_dim=4)
     tokenizer.build()
     tokenizer.save(file)
+    (tmp_path / "card.json").write_text('{"source_license": "none of ours"}')
     flags = (f"--data={halves_set}", f"--run_dir={run_dir}", "--target=tokens", f"--target_file={file}", "--steps=3")
     assert run_command(pretrain, *TINY, *TINY_DECODER, *flags, "--mask_kind=grid") == 0
     file.unlink()
+    assert read_card(run_dir)["source_license"] == read_card(run_dir / "target")["source_license"] == "none of ours"
     target = pretrain.load_run(run_dir).target
     for a, b in zip(target.tokenizer.weights, tokenizer.encoder.weights, strict=True):
         np.testing.assert_array_equal(a, b)

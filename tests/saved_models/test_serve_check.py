@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -128,6 +129,12 @@ def test_what_cannot_be_served_is_named(tmp_path, capsys):
         "good": signature(lambda x: {"y": x + 1}, (None, None)),
     }
     tf.saved_model.save(module, str(tmp_path), signatures=signatures)
+    request = tmp_path / "request.json"
+    assert run_command(serve_check, f"--saved_model={tmp_path}", f"--write_request={request}") == 1
+    assert "no signature 'serving_default'" in capsys.readouterr().err
+    flags = (f"--saved_model={tmp_path}", f"--write_request={request}", "--signature=deep")
+    assert run_command(serve_check, *flags) == 1
+    assert "request.json is not written: deep has faults" in capsys.readouterr().err and not request.exists()
     assert run_command(serve_check, f"--saved_model={tmp_path}") == 1
     parts = dict(re.findall(r"^(\w+)\n(.*?)(?:\n\n|\Z)", capsys.readouterr().out, re.S | re.M))
     assert "FAULT: x is not batch-first: (2, 3)" in parts["two_rows_only"]
@@ -151,6 +158,14 @@ def test_what_is_no_saved_model_is_refused(tmp_path, capsys, damage, sentence):
         (tmp_path / "saved_model.pb").write_bytes(damage)
     assert run_command(serve_check, f"--saved_model={tmp_path}") == 1
     assert sentence in capsys.readouterr().err
+
+
+def test_cut_variables_are_named_in_one_sentence(classifier_saved_model, tmp_path, capsys):
+    folder = shutil.copytree(classifier_saved_model, tmp_path / "cut")
+    (variables,) = folder.glob("variables/variables.data-*")
+    variables.write_bytes(variables.read_bytes()[:1000])
+    assert run_command(serve_check, f"--saved_model={folder}") == 1
+    assert f"ERROR: {folder} cannot be loaded: " in capsys.readouterr().err
 
 
 def test_a_signature_that_is_not_there_is_refused(classifier_saved_model, capsys):

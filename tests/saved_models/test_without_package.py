@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -64,6 +65,30 @@ def test_a_head_learns_on_a_frozen_tfsm_layer(ran):
     found, *_ = ran
     assert np.all(np.diff(found["losses of a frozen layer"]) < 0)
     assert len(found["moved in a frozen layer"]) == 30 and np.all(found["moved in a frozen layer"] == 0)
+
+
+@pytest.mark.parametrize(
+    "mistake, sentence",
+    [
+        ("array alone", "is no .npz file with images and labels"),
+        ("cut", "is no .npz file with images and labels"),
+        ("one-hot", r"labels int64 \(2, 2\); every image needs a whole number from 0 on"),
+        ("decimals", r"labels float64 \(2,\); every image needs a whole number from 0 on"),
+        ("too few", r"has 2 images and labels int64 \(1,\)"),
+    ],
+)
+def test_the_example_names_what_is_wrong_with_a_file(tmp_path, mistake, sentence):
+    path, images = tmp_path / "images.npz", np.zeros((2, 8, 8, 1), "uint8")
+    labels = {"one-hot": np.eye(2, dtype="int64"), "decimals": np.array([0.0, 1.5]), "too few": np.array([0])}
+    with open(path, "wb") as file:
+        if mistake == "array alone":
+            np.save(file, images)
+        else:
+            np.savez(file, images=images, labels=labels.get(mistake, np.array([0, 1])))
+    if mistake == "cut":
+        path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(SystemExit, match=sentence):
+        runpy.run_path(EXAMPLE)["read_images"](path, tf.TensorSpec((None, 8, 8, 1), "uint8"))
 
 
 def test_the_example_fine_tunes_and_saves(ran, halves_file):

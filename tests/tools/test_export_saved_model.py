@@ -1,6 +1,7 @@
 """tools.export_saved_model: other SavedModels of a model, which plain TensorFlow runs and our own commands load."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from fixtures.tiny_vit import TINY_VIT
 from PIL import Image
 
 from keras_mae.models import Classifier, LinearProbe, MaskedAutoencoder, VisionTransformer
+from keras_mae.training.checkpoints import Checkpoints
 from keras_mae.training.class_names import read_class_names
 from keras_mae.training.model_card import read_card
 from keras_mae.training.run_dir import description_above
@@ -96,8 +98,18 @@ def test_our_commands_rebuild_the_model_and_know_where_it_came_from(classifier, 
 
 
 @pytest.mark.slow
-def test_it_can_be_exported_again(resizing, tmp_path, capsys):
-    assert export_anew(resizing, tmp_path / "again", "--image_dtype=uint16", "--drop_path_rate=.2") == 0
+def test_the_card_of_an_export_stays_while_its_run_goes_on(run_dir, tmp_path):
+    shutil.copytree(run_dir, tmp_path / "run")
+    (tmp_path / "run" / "recipe.json").write_text(json.dumps({**RUN, "total_steps": 20}))
+    assert export_anew(tmp_path / "run", tmp_path / "model") == 0
+    assert read_card(tmp_path / "model")["training"]["steps"] == 10
+
+
+@pytest.mark.slow
+def test_it_can_be_exported_again_into_an_empty_folder(resizing, tmp_path, capsys, monkeypatch):
+    (tmp_path / "again").mkdir()
+    monkeypatch.chdir(tmp_path / "again")
+    assert export_anew(resizing, ".", "--image_dtype=uint16", "--drop_path_rate=.2") == 0
     assert "signatures: features, classify, features_training" in capsys.readouterr().out
     signatures = tf.saved_model.load(str(tmp_path / "again")).signatures
     assert signatures["features"].structured_input_signature[1]["image"].dtype == tf.uint16
@@ -119,6 +131,17 @@ def test_reconstruct_takes_the_autoencoder_beside_its_encoder_with_masks_of_any_
     assert read_card(tmp_path / "model")["source_license"] == "unknown"
 
 
+def test_the_card_of_a_checkpoint_is_of_its_step(tmp_path):
+    Checkpoints(tmp_path / "checkpoints").write(5, {"weight": np.zeros(1)}, {})
+    known = {**CARD, "measured_in_training": {"step": 5, "val_loss": 0.5}}
+    card = export_saved_model.card_of_checkpoint(known, RUN, tmp_path)
+    assert card == {**known, "training": {"steps": 5, "batch_size": 4, "epochs": 1.0, "seed": 3}, "data": RUN["data"]}
+    averaged = {**RUN, "recipe": {**RUN["recipe"], "ema_decay": 0.99}}
+    older = {**CARD, "measured_in_training": {"step": 10, "val_loss": 0.5}}
+    for card, run in ((known, averaged), (older, RUN)):
+        assert "measured_in_training" not in export_saved_model.card_of_checkpoint(card, run, tmp_path)
+
+
 REFUSED = {
     "missing": (("--model=DIR/missing",), "There is no model at"),
     "existing": (("--output=DIR/export",), "exists already; give another --output, or remove it."),
@@ -126,6 +149,7 @@ REFUSED = {
     "no such layer": (("--layers=2",), "layers must be different numbers of blocks, from -2 to 1. Received: [2]"),
     "resize_size alone": (("--resize_size=9",), "--resize_size is about --resize"),
     "small resize_size": (("--resize", "--resize_size=7"), "must be at least 8"),
+    "no resize_size": (("--resize", "--resize_size=0"), "must be an integer of at least 1. Received: 0"),
     "no decoder": (("--reconstruct",), "holds no masked autoencoder but a Classifier"),
     "drop path": (("--drop_path_rate=1",), "drop_path_rate must be at least 0 and below 1. Received: 1.0"),
     "both": (("--reconstruct", "--drop_path_rate=.1"), "--drop_path_rate is about encoders and classifiers"),

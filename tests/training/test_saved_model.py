@@ -10,7 +10,7 @@ import tensorflow as tf
 from fixtures.tiny_vit import TINY_VIT
 
 from keras_mae.models import Classifier, MaskedAutoencoder, VisionTransformer
-from keras_mae.training.model_card import FROM_SCRATCH, measured_in_training, read_card, run_card
+from keras_mae.training.model_card import FROM_SCRATCH, measured_in_training, read_card, run_card, write_card
 from keras_mae.training.run_dir import description_above
 from keras_mae.training.saved_model import (
     STRUCTURE,
@@ -195,6 +195,12 @@ def test_the_licence_travels_to_what_is_trained_further(run_dir, tmp_path):
     assert run_card("keras_mae.finetune", tmp_path, "vit_tiny", "x")["source_license"] == "unknown"
 
 
+def test_a_card_may_name_a_folder_whose_name_is_no_text(tmp_path):
+    write_card(tmp_path, run_card("keras_mae.pretrain", None, "vit_tiny", "/data/caf\udce9"))
+    assert read_card(tmp_path)["shard_set"] == "caf\udce9"
+    assert r"- shard_set: caf\udce9" in (tmp_path / "README.md").read_text()
+
+
 def test_a_model_of_uint16_arrays_takes_them_as_saved_model(tmp_path, tiny_encoder, halves):
     images = halves[0].astype("uint16") * 257
     export(tiny_encoder, tmp_path / "export", image_dtype="uint16")
@@ -207,6 +213,25 @@ def test_a_model_of_uint16_arrays_takes_them_as_saved_model(tmp_path, tiny_encod
     with pytest.raises(ValueError, match="image_dtype must be one of uint8, uint16. Received: 'int32'"):
         export(tiny_encoder, tmp_path / "other", image_dtype="int32")
     assert not (tmp_path / "other").exists()
+
+
+def test_a_kill_leaves_no_half_of_an_old_export(tmp_path, tiny_encoder, monkeypatch):
+    folder, remove = tmp_path / "export", shutil.rmtree
+
+    def killed(path, **options):
+        if folder.name in str(path) and path.exists():
+            (path / "encoder.keras").unlink()
+            raise KeyboardInterrupt
+        remove(path, **options)
+
+    export(tiny_encoder, folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            export(tiny_encoder, folder)
+    assert same_weights(load_encoder(folder / "encoder.keras"), tiny_encoder)
+    export(tiny_encoder, folder)
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 def test_the_encoder_inside_a_saved_autoencoder_can_be_taken(tmp_path, tiny_encoder):
@@ -258,3 +283,20 @@ def test_a_damaged_model_is_refused_in_one_sentence(tmp_path, exported, damage):
         path.write_bytes(path.read_bytes()[:5000])
     with pytest.raises(SavedModelError, match=str(path)):
         load_model(path)
+
+
+def test_only_an_export_is_replaced(tmp_path, tiny_encoder):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "thesis.txt").write_text("years of work")
+    with pytest.raises(SavedModelError, match="exists and is no export of a model"):
+        export(tiny_encoder, tmp_path / "runs")
+    assert [path.name for path in tmp_path.rglob("*")] == ["runs", "thesis.txt"]
+
+
+def test_the_licence_of_a_tokenizer_is_that_of_what_learned_from_it(tmp_path):
+    (tmp_path / "card.json").write_text('{"source_license": "CC BY-NC 4.0"}')
+    card = run_card("keras_mae.pretrain", None, "vit_base", "shards", tmp_path / "tokenizer.keras")
+    assert card["source_license"] == "CC BY-NC 4.0" and card["target"] == {"source_license": "CC BY-NC 4.0"}
+    (tmp_path / "card.json").unlink()
+    card = run_card("keras_mae.pretrain", None, "vit_base", "shards", tmp_path / "tokenizer.keras")
+    assert card["source_license"] == FROM_SCRATCH and "target" not in card

@@ -78,6 +78,13 @@ def test_few_classes_without_names_are_numbers_as_text(images):
     assert sorted(received["top5_names"].numpy()[0]) == [b"0", b"1", b"2"]
 
 
+def test_names_that_are_no_text_are_shown_as_such(images):
+    model = Classifier(VisionTransformer(**TINY_VIT, final_norm=False), 2)
+    model.build()
+    classify = make_signatures(model, SignatureOptions(classes=("caf\udce9", "b")))["classify"].function
+    assert sorted(classify(images)["top5_names"].numpy()[0]) == [b"b", rb"caf\udce9"]
+
+
 @pytest.mark.parametrize("batch", [1, 7, 16])
 def test_a_batch_of_any_size_gives_the_same_rows_each_time(loaded, images, batch):
     signature = loaded.signatures["classify"]
