@@ -2,19 +2,20 @@
 
 python -m keras_mae.knn --encoder=runs/base/export --data=SHARDS --split=train --val_split=val --k=10,20,100,200
 
-Prints the accuracy for each k; every image counts once, whatever the batch size. For a masked autoencoder it is low,
-and rightly so (docs/watching.md); it compares encoders of one kind.
+Prints the accuracy for each k, and writes results.json; every image counts once, whatever the batch size. For a masked
+autoencoder it is low, and rightly so (docs/watching.md); it compares encoders of one kind.
 """
 
 import functools
-import json
 import pathlib
+import sys
 import time
 
 from absl import flags
 
 import pipeline
 from keras_mae import commandline
+from keras_mae.evaluation.results_file import results_path, write_results
 from keras_mae.run_flags import define_one_process_flags, define_reading_flags, reading_options
 
 FLAGS = flags.FLAGS
@@ -47,6 +48,7 @@ def check_splits(shard_set, split, val_split, k):
 def main(argv):
     from keras_mae.evaluation.features import make_encode, pooled, read_features
     from keras_mae.evaluation.knn import KnnError, check_classes, knn_accuracies
+    from keras_mae.evaluation.results import describe_model
     from keras_mae.training.data_errors import DataError, named_data_errors
     from keras_mae.training.run_dir import description_above
     from keras_mae.training.saved_model import load_encoder
@@ -61,7 +63,11 @@ def main(argv):
         with strategy.scope():
             encoder = load_encoder(FLAGS.encoder, dtype=dtype_policy(FLAGS.precision).name)
         encode = make_encode(pooled(encoder, FLAGS.pool), strategy)
-        description = description_above(pathlib.Path(FLAGS.encoder))
+        run = description_above(pathlib.Path(FLAGS.encoder))
+        resize_size = FLAGS.resize_size or (run["recipe"]["resize_size"] if run else None)
+        output = results_path(FLAGS.output, FLAGS.encoder, f"knn-{val_split.name}")
+        description = {"command": "knn", **describe_model(FLAGS.encoder, encoder, shard_set.classes, run)}
+        output.parent.mkdir(parents=True, exist_ok=True)
         load = functools.partial(
             pipeline.load,
             shard_set,
@@ -69,7 +75,7 @@ def main(argv):
             batch_size=FLAGS.batch_size,
             image_size=encoder.image_size,
             channels=encoder.channels,
-            resize_size=FLAGS.resize_size or (description["recipe"]["resize_size"] if description else None),
+            resize_size=resize_size,
             data_service=FLAGS.data_service,
             **reading_options(FLAGS),
         )
@@ -80,31 +86,36 @@ def main(argv):
         begin = time.monotonic()
         bank, queries = (read_features(encode, dataset) for dataset in passes)
         accuracies = knn_accuracies(bank, queries, ks, FLAGS.temperature)
+    seconds, images = time.monotonic() - begin, len(bank.labels) + len(queries.labels)
     results = {
-        "encoder": str(FLAGS.encoder),
-        "split": split.name,
-        "val_split": val_split.name,
-        "train_samples": len(bank.labels),
+        "knn": {str(k): accuracy for k, accuracy in accuracies.items()},
         "samples": len(queries.labels),
+        "train_samples": len(bank.labels),
         "pool": FLAGS.pool,
         "temperature": FLAGS.temperature,
-        "accuracy": {str(k): accuracy for k, accuracy in accuracies.items()},
-        "seconds": round(time.monotonic() - begin, 3),
+        "data": shard_set.root,
+        "split": val_split.name,
+        "train_split": split.name,
+        "data_fingerprint": shard_set.fingerprint(val_split.name),
+        "train_fingerprint": shard_set.fingerprint(split.name),
+        "resize_size": resize_size,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 1),
     }
-    report(results, FLAGS.output)
+    write_results(output, {**description, **results})
+    print(as_text(results))
+    print(f"results: {output}", file=sys.stderr)
     return 0
 
 
-def report(results, output):
-    """Prints the results, and writes them to a JSON file if one is given."""
-    print(
-        f"{results['samples']} images of {results['val_split']}, by their neighbours among the "
-        f"{results['train_samples']} of {results['split']} ({results['seconds']:.0f} s):"
+def as_text(results):
+    """The accuracies, a line for each k."""
+    lines = [f"  k={k:<4} top-1 {100 * accuracy:.2f}%" for k, accuracy in results["knn"].items()]
+    head = (
+        f"{results['samples']} images of {results['split']}, by their neighbours among the "
+        f"{results['train_samples']} of {results['train_split']} ({results['seconds']:.0f} s):"
     )
-    for k, accuracy in results["accuracy"].items():
-        print(f"  k={k:<4} top-1 {100 * accuracy:.2f}%")
-    if output:
-        pathlib.Path(output).write_text(json.dumps(results, indent=2) + "\n")
+    return "\n".join([head, *lines])
 
 
 def define_flags():
@@ -120,7 +131,9 @@ def define_flags():
     flags.DEFINE_integer("batch_size", 128, "Images in a batch, over all replicas.", lower_bound=1)
     flags.DEFINE_integer("resize_size", None, "Short side before the centre crop; unset: the run's, or 256/224 rule.")
     define_one_process_flags()
-    flags.DEFINE_string("output", None, "JSON file for the results.")
+    flags.DEFINE_string(
+        "output", None, "File for the results; unset: evaluation/knn-SPLIT/results.json by the encoder."
+    )
     define_reading_flags()
 
 

@@ -119,11 +119,13 @@ def measured_figures(path: str | os.PathLike) -> list[Measured]:
         ResultsError: the file holds no results.
     """
     results = read_results(path)
-    about = (*_protocol(results["run"]), _model(results["structure"]))
-    return [
-        Measured(data, *about, figure, text, os.fspath(path))
-        for data, figure, text in (_suite_figures(results) if "suite" in results else _split_figures(results))
-    ]
+    protocol, method = _protocol(results["run"])
+    if "knn" in results:
+        protocol, figures = "kNN", _knn_figures(results)
+    else:
+        figures = _suite_figures(results) if "suite" in results else _split_figures(results)
+    about = (protocol, method, _model(results["structure"]))
+    return [Measured(data, *about, figure, text, os.fspath(path)) for data, figure, text in figures]
 
 
 def results_table(measured: Sequence[Measured]) -> Table:
@@ -159,9 +161,18 @@ def results_page(table: Table, pictures: str = "") -> str:
     return PAGE.format(pictures=pictures and f"{pictures}\n", legend=html.escape(LEGEND), table=table_text)
 
 
-def _split_figures(results: dict) -> Iterator[tuple[str, str, str]]:
+def _data(results: dict) -> str:
     images, classes = results["samples"], results["structure"]["num_classes"]
-    data = DATA_SETS.get((classes, images), f"{results['data']}, {results['split']}: {images} images")
+    return DATA_SETS.get((classes, images), f"{results['data']}, {results['split']}: {images} images")
+
+
+def _knn_figures(results: dict) -> Iterator[tuple[str, str, str]]:
+    for k, accuracy in results["knn"].items():
+        yield _data(results), f"top-1, k={k}", _percent(accuracy, results["samples"])
+
+
+def _split_figures(results: dict) -> Iterator[tuple[str, str, str]]:
+    images, data = results["samples"], _data(results)
     yield data, "top-1", _percent(results["accuracy"], images)
     yield data, "top-5", _percent(results["top5_accuracy"], images)
     yield data, "loss", f"{results['loss']:.3f}"

@@ -16,6 +16,7 @@ from tools.transfer_panels import PANELS, Measured, make_panels
 from tools.transfer_plan import PROBED, SCRATCH, TUNED
 from tools.transfer_plots import draw_panels
 
+COMMANDS = ("finetune", "linear_probe")
 RUN_LEVELS = 2  # folders from RUN/evaluation/SPLIT up to RUN
 FOOT = (
     "Dots: runs, whatever their learning rates and lengths; lines: their means; bars: from least to largest of two, "
@@ -33,7 +34,8 @@ def measured_runs(paths: Sequence[str | os.PathLike]) -> list[Measured]:
     for path in paths:
         results = read_results(path)
         run = results["run"]
-        if "suite" in results or run is None or "data" not in run or run["command"] not in ("finetune", "linear_probe"):
+        of_another_kind = "suite" in results or "knn" in results
+        if of_another_kind or run is None or "data" not in run or run["command"] not in COMMANDS:
             continue
         recipe = run["recipe"]
         protocol = PROBED if run["command"] == "linear_probe" else SCRATCH if recipe["from_scratch"] else TUNED

@@ -22,11 +22,11 @@ def describe_model(path: str | os.PathLike, model, classes: Sequence[str], run: 
 
     Args:
         path: where the model was loaded from.
-        model: a classifier with `encoder`.
-        classes: names of its classes.
+        model: a classifier, or an encoder.
+        classes: names of the classes.
         run: recipe.json of the run that it comes from; None: unknown.
     """
-    encoder = model.encoder
+    encoder = getattr(model, "encoder", model)
     return {
         "model": str(path),
         "model_fingerprint": fingerprint(model),
@@ -37,7 +37,7 @@ def describe_model(path: str | os.PathLike, model, classes: Sequence[str], run: 
             "embed_dim": encoder.embed_dim,
             "depth": encoder.depth,
             "num_heads": encoder.num_heads,
-            "num_classes": model.num_classes,
+            "num_classes": len(classes),
         },
         "classes_fingerprint": hashlib.sha256("\n".join(classes).encode()).hexdigest(),
         "precision": model.dtype_policy.name,

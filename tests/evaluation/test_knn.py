@@ -1,6 +1,5 @@
 """Nearest neighbours equal scikit-learn's, in blocks of any size; features hold each image once; the command."""
 
-import json
 import types
 
 import numpy as np
@@ -11,11 +10,14 @@ from fixtures.shard_sets import encode, write_shard_set
 from fixtures.tiny_vit import TINY_VIT
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
+import pipeline
 from keras_mae import knn
 from keras_mae.evaluation.features import Features, make_encode, pooled, read_features
 from keras_mae.evaluation.knn import KnnError, check_classes, knn_accuracies, nearest_neighbors, vote, watch_knn
+from keras_mae.evaluation.results_file import read_results
 from keras_mae.models import VisionTransformer
 from pipeline.manifest import ShardSet, write_manifest
+from tools.report_results import measured_figures
 
 TEMPERATURE = 0.07
 
@@ -209,14 +211,24 @@ def test_the_command_writes_the_accuracy_for_each_k(stripes, encoder, saved, tmp
     output = tmp_path / "results.json"
     flags = (f"--encoder={saved}", f"--data={stripes}", "--k=10,5,20", "--resize_size=8", f"--output={output}")
     assert run_command(knn, *flags, "--batch_size=3") == 0
-    results = json.loads(output.read_text())
-    assert (results["train_samples"], results["samples"], list(results["accuracy"])) == (26, 7, ["5", "10", "20"])
+    results = read_results(output)
+    assert (results["train_samples"], results["samples"], list(results["knn"])) == (26, 7, ["5", "10", "20"])
+    assert results["train_fingerprint"] == pipeline.load_manifest(stripes).fingerprint("train")
     train, val = draw_stripes(26), draw_stripes(7, seed=1)
     bank, queries = (np.asarray(encoder(images[..., None]))[:, 0] for images, _ in (train, val))
-    for k, accuracy in results["accuracy"].items():
+    for k, accuracy in results["knn"].items():
         oracle = KNeighborsClassifier(int(k), weights=lambda d: np.exp((1 - d) / 0.07), metric="cosine")
         assert accuracy == pytest.approx(oracle.fit(bank, train[1]).score(queries, val[1]))
     assert "k=10   top-1" in capsys.readouterr().out
+    shown = [(figure.protocol, figure.figure, figure.text.split(" ")[0]) for figure in measured_figures(output)]
+    assert shown == [("kNN", f"top-1, k={k}", f"{100 * accuracy:.2f}") for k, accuracy in results["knn"].items()]
+
+
+def test_without_an_output_the_results_lie_beside_the_encoder(stripes, saved):
+    flags = (f"--encoder={saved}", f"--data={stripes}", "--k=5", "--resize_size=8", "--split=val", "--val_split=train")
+    assert run_command(knn, *flags) == 0
+    found = read_results(saved.parent / "evaluation" / "knn-train" / "results.json")
+    assert found["structure"]["num_classes"] == 2 and found["run"] is None and len(found["model_fingerprint"]) == 64
 
 
 REFUSED = {
