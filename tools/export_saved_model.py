@@ -1,6 +1,6 @@
 """Writes another SavedModel of a model: with tokens of inner blocks, taking images of any size, in bfloat16, ...
 
-  python -m tools.export_saved_model --model=runs/base-tuned --output=serving --resize --precision=bfloat16
+  python -m tools.export_saved_model --model=runs/base-finetuned --output=serving --resize --precision=bfloat16
   python -m tools.export_saved_model --model=runs/base/export --output=features --layers=5,11
   python -m tools.export_saved_model --model=converted/base --output=reconstruct --reconstruct
 
